@@ -7,10 +7,12 @@ could use up memory and descriptors.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+# The key of a scope under which the connection's transport is.
+TRANSPORT = "disagg.transport"
 _HEAD_S = 10.0
 _MAX_HEAD_BYTES = 64 << 10
 _MAX_CONNECTIONS = 4096
@@ -33,6 +35,10 @@ class PatientProtocol(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
         super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        cast("dict[str, Any]", self.scope)[TRANSPORT] = self.transport
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

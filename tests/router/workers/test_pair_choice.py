@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tests.router.workers.infos import worker
 
 from disagg_router.workers.pair_choice import (
-    Breaker,
     Choice,
     Inflight,
     Prompt,
@@ -271,43 +270,3 @@ def test_of_many_pairs_each_worker_has_one_and_only_pairs_that_fit() -> None:
     pairs = [(p.name, d.name) for p, d in handshake_pairs([*decodes, *prefills], limit=3)]
     assert pairs == [("p0", "d0"), ("p1", "d1"), ("p0", "d2")]
     assert len(handshake_pairs([*decodes, *prefills], limit=6)) == 6
-
-
-def test_what_failed_is_avoided_for_longer_each_time_until_it_succeeds() -> None:
-    breaker, now_s, waits = Breaker(), 0.0, []
-    for _ in range(7):
-        breaker.failed("k", now_s)
-        started_s = now_s
-        while breaker.is_open("k", now_s):
-            now_s += 0.5
-        waits.append(now_s - started_s)
-    assert waits == [1, 2, 4, 8, 16, 30, 30]
-    breaker.succeeded("k")
-    breaker.failed("k", now_s)
-    assert not breaker.is_open("k", now_s + 1)
-
-
-def test_many_requests_that_one_fault_ended_count_as_one_failure() -> None:
-    breaker = Breaker()
-    for i in range(64):
-        breaker.failed("k", i * 0.01)
-    assert not breaker.is_open("k", 1.0)
-
-
-def test_a_pair_that_fails_for_days_stays_avoided() -> None:
-    """The value of 2**1024 is beyond every float."""
-    breaker, now_s = Breaker(), 0.0
-    for _ in range(3000):
-        breaker.failed("k", now_s)
-        assert breaker.is_open("k", now_s + 0.9)
-        now_s += 30
-
-
-def test_the_breaker_forgets_workers_that_are_gone() -> None:
-    breaker = Breaker()
-    for key in ("a", "a|b", "a|c"):
-        breaker.failed(key, 0.0)
-    breaker.keep_only({"a", "b"}, 0.5)
-    assert len(breaker._failed) == 3
-    breaker.keep_only({"a", "b"}, 5.0)
-    assert set(breaker._failed) == {"a", "a|b"}

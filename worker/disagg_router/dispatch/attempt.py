@@ -141,7 +141,7 @@ class Attempt:
         self._deadline_s = deadline_s
         self._room_changed = room_changed
         body = state.body(max(0.001, deadline_s - time.monotonic()))
-        self._legs = Legs(client, choice, body, due_s, local_up_to_tokens)
+        self._legs = Legs(client, choice, body, due_s, local_up_to_tokens, table.lifelines)
         self._emitted_before = len(state.emitted)
         self._taken = False
         self._accepted = False
@@ -149,6 +149,7 @@ class Attempt:
         self._handed_over = False
         self._deferred: AttemptFailed | None = None
         self._prefilling = contextlib.ExitStack()
+        self._probed = table.breaker.probe(self._keys, time.monotonic())
         trace.prefill, trace.decode, trace.path = choice.prefill, choice.decode, _path(choice)
         trace.reason = _reason(choice)
         trace.kv_bytes, trace.transfer_s, trace.exposed_s = 0, 0.0, 0.0
@@ -157,6 +158,7 @@ class Attempt:
     async def items(self) -> AsyncGenerator[Token | Finished]:
         """Yield the tokens in order, then Finished. Raises NoRoom or AttemptFailed."""
         prefill, decode = self._choice.prefill, self._choice.decode
+        blamed: tuple[str, ...] = ()
         with self._prefilling, self._table.busy(decode, requests=1):
             self._prefilling.enter_context(self._table.busy(prefill, requests=1))
             self._prefilling.enter_context(self._table.busy(prefill or decode, tokens=self._choice.computed_tokens))
@@ -173,7 +175,11 @@ class Attempt:
                         raise self._deferred or AttemptFailed(
                             "streams ended too early", reason="protocol", blame=self._suspect()
                         )
+            except AttemptFailed as failure:
+                blamed = failure.blame
+                raise
             finally:
+                self._table.breaker.release(key for key in self._probed if key not in blamed)
                 await self._legs.close()
                 if self._taken:
                     self._room_changed()
@@ -253,6 +259,9 @@ class Attempt:
         if kind == "token":
             if leg == "decode":  # the prompt is computed, by whichever worker
                 self._prefilling.close()
+                if self._probed:  # No need to wait for the end of a long answer.
+                    self._succeeded()
+                    self._probed = ()
             elif self._first_from_decode:
                 # The one that counts is decode's, which may be another.
                 raise ProtocolViolation("it sent a token, although the first one comes from decode")
@@ -333,10 +342,13 @@ class Attempt:
         told = bool(failure.blame) or code == codes.REQUEST_FAILED
         raise failure if told or self._deferred is None else self._deferred
 
-    def _succeeded(self) -> None:
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        """The breaker keys of what this attempt uses."""
         prefill, decode = self._choice.prefill, self._choice.decode
-        for worker in (prefill, decode):
-            if worker is not None:
-                self._table.breaker.succeeded(worker.incarnation)
-        if prefill is not None and decode is not None:
-            self._table.breaker.succeeded(pair_key(prefill, decode))
+        workers = tuple(worker.incarnation for worker in (prefill, decode) if worker is not None)
+        return (*workers, pair_key(prefill, decode)) if prefill is not None and decode is not None else workers
+
+    def _succeeded(self) -> None:
+        for key in self._keys:
+            self._table.breaker.succeeded(key)

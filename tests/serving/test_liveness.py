@@ -1,0 +1,172 @@
+"""Workers that are stopped, hang or vanish in the middle of streams: what they have begun goes on
+elsewhere with the same tokens, and they leave nothing behind.
+
+The limits of these tests are far below those that would end the streams without heartbeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.serving.stack import router, workers
+
+from disagg_router.dispatch.attempt import Trace
+from disagg_router.dispatch.request_state import RequestState, Token
+from disagg_router.router import Router
+from disagg_wire import series
+
+pytestmark = pytest.mark.slow
+STREAMS, TOKENS, PROMPT = 6, 300, 40
+# A stream must be over by then; without heartbeats it would stand still for 60 s.
+LIMIT_S = 45.0
+
+
+class Load:
+    """Streams that run beside each other through one router."""
+
+    def __init__(self, router: Router) -> None:
+        self.router = router
+        self._begun = 0
+        self.all_run = asyncio.Event()
+
+    async def run(self, streams: int = STREAMS) -> list[list[int]]:
+        """Return the tokens of each stream."""
+        self._begun = 0
+        self.all_run.clear()
+        async with asyncio.timeout(LIMIT_S):
+            return list(await asyncio.gather(*(self._stream(i, streams) for i in range(streams))))
+
+    async def _stream(self, number: int, streams: int) -> list[int]:
+        (identity,) = {w.identity for w in self.router.table.workers()}
+        sampling = {"seed": number, "max_new_tokens": TOKENS, "min_tokens": TOKENS, "temperature": 1.0,
+                    "stop_token_ids": []}  # fmt: skip
+        prompt = tuple(1 + (7 * number + i) % 2000 for i in range(PROMPT))
+        state = RequestState(f"stream-{number}-{time.monotonic()}", identity, prompt, sampling, 4)
+        out: list[int] = []
+        async with contextlib.aclosing(self.router.dispatcher.run(state, Trace(), time.monotonic())) as items:
+            async for item in items:
+                if isinstance(item, Token):
+                    out.append(item.token)
+                    if len(out) == 5:
+                        self._begun += 1
+                        if self._begun == streams:
+                            self.all_run.set()
+        return out
+
+    def given_up(self, reason: str) -> float:
+        return self.router.metrics.given_up.labels(reason)._value.get()
+
+    async def until_at_rest(self, count: int) -> None:
+        """Wait until all workers are listed again and hold no block."""
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                found = self.router.table.workers()
+                if len(found) == count and all(w.blocks_free == w.blocks_total for w in found):
+                    return
+                await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def disturbed(load: Load, reason: str, expected: list[list[int]]) -> AsyncIterator[None]:
+    """Run the streams; the block disturbs a worker when all of them run."""
+    before, running = load.given_up(reason), asyncio.create_task(load.run(len(expected)))
+    try:
+        await load.all_run.wait()
+        yield
+        assert await running == expected
+        assert load.given_up(reason) == before + 1
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_streams_go_on_elsewhere_when_a_worker_is_stopped_or_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANGS", str(tmp_path))
+    roles = ["prefill", "prefill", "decode", "decode"]
+    async with (
+        workers(tmp_path, roles, module="tests.serving.hanging_worker") as processes,
+        router(tmp_path) as one,
+    ):
+        load = Load(one)
+        await load.run()  # Every size of batch has been computed once.
+        expected = await load.run()
+        process = processes["decode-2"]
+        try:
+            async with disturbed(load, series.WORKER_SILENT, expected):
+                process.send_signal(signal.SIGSTOP)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        await load.until_at_rest(len(roles))
+        for content in ("", "gil"):
+            flag = tmp_path / "decode-3"
+            async with disturbed(load, series.WORKER_HUNG, expected):
+                flag.write_text(content)
+            flag.unlink()
+            await load.until_at_rest(len(roles))
+        await _prefill_stops(load, processes, expected)
+        await load.until_at_rest(len(roles))
+
+
+async def _prefill_stops(
+    load: Load, processes: dict[str, asyncio.subprocess.Process], expected: list[list[int]]
+) -> None:
+    """A prefill worker stops before the first token of what it has been given."""
+    process = processes["prefill-0"]
+    process.send_signal(signal.SIGSTOP)
+    try:
+        assert await load.run() == expected
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def namespace(name: str, net: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the command prefix of a network namespace, and its address."""
+
+    def run(*words: str) -> None:
+        subprocess.run(words, check=True, capture_output=True)
+
+    run("ip", "netns", "add", name)
+    try:
+        run("ip", "link", "add", name, "type", "veth", "peer", "name", "up", "netns", name)
+        run("ip", "addr", "add", f"{net}.1/30", "dev", name)
+        run("ip", "link", "set", name, "up")
+        run("ip", "-n", name, "addr", "add", f"{net}.2/30", "dev", "up")
+        for device in ("up", "lo"):
+            run("ip", "-n", name, "link", "set", device, "up")
+        yield ("ip", "netns", "exec", name), f"{net}.2"
+    finally:
+        run("ip", "netns", "del", name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nft"), reason="network namespaces need root, and nft")
+async def test_streams_go_on_elsewhere_when_a_worker_vanishes_without_a_word(tmp_path: Path) -> None:
+    """No FIN, no reset: packets from and to it are dropped, until the network heals."""
+    roles = ["prefill", "decode", "decode"]
+    with namespace("disagg-live", "10.233.7") as (inside, address):
+        here = ((), "10.233.7.1")
+        within = {"prefill-0": here, "decode-1": here, "decode-2": (inside, address)}
+        async with workers(tmp_path, roles, within=within), router(tmp_path) as one:
+            load = Load(one)
+            expected = await load.run()
+            async with disturbed(load, series.WORKER_SILENT, expected):
+                for words in (
+                    "table inet cut",
+                    "chain inet cut from { type filter hook input priority 0; policy drop; }",
+                    "chain inet cut to { type filter hook output priority 0; policy drop; }",
+                ):
+                    subprocess.run([*inside, "nft", f"add {words}"], check=True)
+            subprocess.run([*inside, "nft", "delete table inet cut"], check=True)
+            await load.until_at_rest(len(roles))
