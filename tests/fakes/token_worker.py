@@ -116,6 +116,8 @@ class TokenWorker:
         self.reports: dict[str, Any] = {}  # changes to its `accepted` and `transferred` events
         self.reads = asyncio.Event()  # while cleared, decode does not read the KV that it was handed
         self.reads.set()
+        self.sends = asyncio.Event()  # while cleared, the KV that prefill sends does not arrive
+        self.sends.set()
         self.end_after: int | None = None  # the output token, by position, that is END
         self.token_interval_s = 0.0
         self.max_model_len = MAX_MODEL_LEN
@@ -161,6 +163,7 @@ class TokenWorker:
             return
         self.hold.set()
         self.reads.set()
+        self.sends.set()
         self._server.force_exit = self._server.should_exit = True
         for state in list(self._server.server_state.connections):
             state.transport.abort()
@@ -372,6 +375,7 @@ class TokenWorker:
         elif not self._first_from_decode:
             yield line
         if ticket is not None and reason is None:
+            await self.sends.wait()
             try:
                 await self._tell(ticket, tokens[-1])
             except httpx.HTTPError:  # decode died, and this worker did not

@@ -87,6 +87,11 @@ async def test_beats_come_while_another_thread_holds_the_interpreter_lock() -> N
         assert {(beat.steps, beat.expected_s) for beat in held} == {(1, 0.5)}
 
 
+async def _for_ever(one: Beating) -> None:
+    while True:
+        await one.beat()
+
+
 async def test_a_process_that_is_stopped_sends_none_until_it_goes_on() -> None:
     async with beating() as one:
         await one.beat()
@@ -94,9 +99,7 @@ async def test_a_process_that_is_stopped_sends_none_until_it_goes_on() -> None:
         while not is_stopped(one.process.pid):
             await asyncio.sleep(0.01)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1.5):  # One may be under way.
-                while True:
-                    await one.beat()
+            await asyncio.wait_for(_for_ever(one), 1.5)  # One may be under way.
         one.process.send_signal(signal.SIGCONT)
         await one.beat()
 

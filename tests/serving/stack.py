@@ -34,9 +34,9 @@ def free_port() -> int:
 async def workers(
     folder: Path,
     roles: list[str],
-    *,
     module: str = "disagg_worker",
     within: Mapping[str, tuple[Sequence[str], str]] | None = None,
+    /,
     **settings: str,
 ) -> AsyncIterator[dict[str, asyncio.subprocess.Process]]:
     """Run a process for each role and list them in the membership file `folder`/workers.json.

@@ -13,11 +13,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.serving.burners import burners
 from tests.serving.stack import router, workers
 
 from disagg_router.dispatch.attempt import Trace
@@ -29,6 +30,8 @@ pytestmark = pytest.mark.slow
 STREAMS, TOKENS, PROMPT = 6, 300, 40
 # A stream must be over by then; without heartbeats it would stand still for 60 s.
 LIMIT_S = 45.0
+# How long the long form watches a healthy fleet.
+MINUTES = float(os.environ.get("LIVENESS_MINUTES", "30"))
 
 
 class Load:
@@ -37,6 +40,8 @@ class Load:
     def __init__(self, router: Router) -> None:
         self.router = router
         self._begun = 0
+        self.pauses_s: list[float] = []
+        """The longest wait for a token of each stream that has ended."""
         self.all_run = asyncio.Event()
 
     async def run(self, streams: int = STREAMS) -> list[list[int]]:
@@ -53,18 +58,22 @@ class Load:
         prompt = tuple(1 + (7 * number + i) % 2000 for i in range(PROMPT))
         state = RequestState(f"stream-{number}-{time.monotonic()}", identity, prompt, sampling, 4)
         out: list[int] = []
+        last_s, pause_s = time.monotonic(), 0.0
         async with contextlib.aclosing(self.router.dispatcher.run(state, Trace(), time.monotonic())) as items:
             async for item in items:
                 if isinstance(item, Token):
+                    now_s = time.monotonic()
+                    pause_s, last_s = max(pause_s, now_s - last_s), now_s
                     out.append(item.token)
                     if len(out) == 5:
                         self._begun += 1
                         if self._begun == streams:
                             self.all_run.set()
+        self.pauses_s.append(pause_s)
         return out
 
     def given_up(self, reason: str) -> float:
-        return self.router.metrics.given_up.labels(reason)._value.get()
+        return float(self.router.metrics.given_up.labels(reason)._value.get())
 
     async def until_at_rest(self, count: int) -> None:
         """Wait until all workers are listed again and hold no block."""
@@ -96,7 +105,7 @@ async def test_streams_go_on_elsewhere_when_a_worker_is_stopped_or_hangs(
     monkeypatch.setenv("HANGS", str(tmp_path))
     roles = ["prefill", "prefill", "decode", "decode"]
     async with (
-        workers(tmp_path, roles, module="tests.serving.hanging_worker") as processes,
+        workers(tmp_path, roles, "tests.serving.hanging_worker") as processes,
         router(tmp_path) as one,
     ):
         load = Load(one)
@@ -140,11 +149,11 @@ def namespace(name: str, net: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
     run("ip", "netns", "add", name)
     try:
-        run("ip", "link", "add", name, "type", "veth", "peer", "name", "up", "netns", name)
+        run("ip", "link", "add", name, "type", "veth", "peer", "name", "inner", "netns", name)
         run("ip", "addr", "add", f"{net}.1/30", "dev", name)
         run("ip", "link", "set", name, "up")
-        run("ip", "-n", name, "addr", "add", f"{net}.2/30", "dev", "up")
-        for device in ("up", "lo"):
+        run("ip", "-n", name, "addr", "add", f"{net}.2/30", "dev", "inner")
+        for device in ("inner", "lo"):
             run("ip", "-n", name, "link", "set", device, "up")
         yield ("ip", "netns", "exec", name), f"{net}.2"
     finally:
@@ -158,7 +167,7 @@ async def test_streams_go_on_elsewhere_when_a_worker_vanishes_without_a_word(tmp
     with namespace("disagg-live", "10.233.7") as (inside, address):
         here = ((), "10.233.7.1")
         within = {"prefill-0": here, "decode-1": here, "decode-2": (inside, address)}
-        async with workers(tmp_path, roles, within=within), router(tmp_path) as one:
+        async with workers(tmp_path, roles, "disagg_worker", within), router(tmp_path) as one:
             load = Load(one)
             expected = await load.run()
             async with disturbed(load, series.WORKER_SILENT, expected):
@@ -170,3 +179,52 @@ async def test_streams_go_on_elsewhere_when_a_worker_vanishes_without_a_word(tmp
                     subprocess.run([*inside, "nft", f"add {words}"], check=True)
             subprocess.run([*inside, "nft", "delete table inet cut"], check=True)
             await load.until_at_rest(len(roles))
+
+
+@pytest.mark.long
+async def test_a_healthy_fleet_never_looks_dead(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """At full load, with all processors taken by other processes."""
+    until_s, streams = time.monotonic() + 60 * MINUTES, 0
+    async with workers(tmp_path, ["prefill", "decode", "decode"]), router(tmp_path) as one:
+        load = Load(one)
+        expected = await load.run(12)
+        with burners():
+            while time.monotonic() < until_s:
+                assert await load.run(12) == expected
+                streams += 12
+        reasons = (series.WORKER_SILENT, series.WORKER_HUNG, series.WORKER_LOST)
+        assert [load.given_up(reason) for reason in reasons] == [0, 0, 0]
+        record_property("result", f"{streams} streams in {MINUTES:g} minutes, 0 workers given up")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["stop", "step", "gil"])
+async def test_the_next_token_comes_within_two_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Beside an idle worker, at the 95th percentile. The machine must be idle."""
+    monkeypatch.setenv("HANGS", str(tmp_path))
+    busy = os.getloadavg()[0] > 1.0
+    async with (
+        workers(tmp_path, ["prefill", "decode", "decode"], "tests.serving.hanging_worker") as processes,
+        router(tmp_path) as one,
+    ):
+        load = Load(one)
+        await load.run()
+        expected = await load.run()
+        load.pauses_s.clear()
+        for _ in range(8):
+            async with disturbed(load, series.WORKER_SILENT if kind == "stop" else series.WORKER_HUNG, expected):
+                process, flag = processes["decode-1"], tmp_path / "decode-1"
+                if kind == "stop":
+                    process.send_signal(signal.SIGSTOP)
+                else:
+                    flag.write_text(kind)
+            process.send_signal(signal.SIGCONT)
+            flag.unlink(missing_ok=True)
+            await load.until_at_rest(3)
+        pauses_s = sorted(load.pauses_s)
+        p95_s = pauses_s[int(0.95 * len(pauses_s))]
+        note = ", on a machine that was not idle" if busy else ""
+        record_property("result", f"{kind}: longest pause p95 {p95_s:.2f} s, most {pauses_s[-1]:.2f} s{note}")
+        assert busy or p95_s < 2.0

@@ -32,7 +32,9 @@ _LOOP_INTERVAL_S = 0.1
 _RESTART_S = 0.5
 # Routers of one deployment, and those that they replace.
 _MAX_CONNECTIONS = 256
-_HEAD_S = 2.0
+# How often, and for how long, it is looked whether the head of an answer has been sent.
+_HEAD_INTERVAL_S = 0.01
+_HEAD_LOOKS = 200
 
 
 class Pulse:
@@ -150,10 +152,11 @@ class _Beats(Response):
 
 async def _sent(transport: asyncio.Transport) -> bool:
     """Wait until all that was written is with the kernel, and return whether it is."""
-    until_s = time.monotonic() + _HEAD_S
     await asyncio.sleep(0)
-    while transport.get_write_buffer_size() and not transport.is_closing() and time.monotonic() < until_s:
-        await asyncio.sleep(0.01)
+    for _ in range(_HEAD_LOOKS):
+        if not transport.get_write_buffer_size() or transport.is_closing():
+            break
+        await asyncio.sleep(_HEAD_INTERVAL_S)
     return not transport.is_closing() and not transport.get_write_buffer_size()
 
 

@@ -41,10 +41,14 @@ async def test_streams_of_which_something_came_since_go_on() -> None:
         since_s = asyncio.get_running_loop().time() + 1.0
         line.heard_s = since_s + 1.0
         assert lines.cut("a", "is lost", "worker_lost", since_s) == 0
-    with pytest.raises(AttemptFailed):
+
+    async def older() -> None:
         async with lines.stream(worker("a", "decode")):
             assert lines.cut("a", "is lost", "worker_lost", since_s) == 1
             await asyncio.sleep(60)
+
+    with pytest.raises(AttemptFailed):
+        await older()
 
 
 async def test_a_timeout_of_the_stream_itself_is_no_cut() -> None:

@@ -18,6 +18,7 @@ from disagg_router.workers.pair_choice import (
     choose,
     decode_room,
     handshake_pairs,
+    has_other,
     pair_key,
     scarce_pool,
 )
@@ -270,3 +271,26 @@ def test_of_many_pairs_each_worker_has_one_and_only_pairs_that_fit() -> None:
     pairs = [(p.name, d.name) for p, d in handshake_pairs([*decodes, *prefills], limit=3)]
     assert pairs == [("p0", "d0"), ("p1", "d1"), ("p0", "d2")]
     assert len(handshake_pairs([*decodes, *prefills], limit=6)) == 6
+
+
+@pytest.mark.parametrize(
+    ("workers", "avoided", "prefills", "found"),
+    [
+        ([], (), True, False),
+        ([worker("p1", "prefill")], (), True, True),
+        ([worker("p1", "prefill")], (), False, True),
+        ([worker("p1", "prefill")], ("p1",), True, False),
+        ([worker("p1", "prefill")], ("pair",), True, False),
+        ([worker("p1", "prefill", compat="2")], (), True, False),
+        ([worker("p1", "prefill", state="draining")], (), True, False),
+        ([worker("d1", "decode")], (), True, False),
+        ([worker("d1", "decode")], (), False, True),
+    ],
+)
+def test_what_is_slow_goes_elsewhere_only_if_there_is_another_place(
+    workers: list[Worker], avoided: tuple[str, ...], prefills: bool, found: bool
+) -> None:
+    p, d = worker("p0", "prefill"), worker("d0", "decode")
+    keys = {w.incarnation for w in workers if w.name in avoided}
+    keys |= {pair_key(w, d) for w in workers if "pair" in avoided}
+    assert has_other([p, d, *workers], p, d, keys.__contains__, prefills=prefills) is found

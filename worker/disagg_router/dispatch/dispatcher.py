@@ -20,6 +20,7 @@ from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace
 from disagg_router.dispatch.promises import cannot_go_on, weakened
 from disagg_router.dispatch.request_state import RequestState, Token
 from disagg_router.dispatch.retry_budget import RetryBudget
+from disagg_router.dispatch.tail_times import Tails
 from disagg_router.errors import ApiError, AttemptFailed, NoRoom
 from disagg_router.metrics import Metrics
 from disagg_router.objectives import Objectives
@@ -111,6 +112,7 @@ class Dispatcher:
         self._deadlines = deadlines
         self._local_up_to_tokens = local_up_to_tokens
         self._retries = retries or RetryBudget()
+        self._tails = Tails()
 
     async def run(self, state: RequestState, trace: Trace, arrived_s: float) -> AsyncGenerator[Token | Finished]:
         """Yield the tokens in order, then Finished, for a request that arrived at monotonic
@@ -120,6 +122,7 @@ class Dispatcher:
         ModelReplaced.
         """
         self._retries.arrived(time.monotonic())
+        self._tails.budget.arrived(time.monotonic())
         # The adapters of a model have its workers, and so its queue.
         with self._queues.queue((state.identity.parent or state.identity.name, state.identity.digest)) as queue:
             visit = _Visit(queue, arrived_s, trace.held_s, self._timeout_s)
@@ -193,6 +196,7 @@ class Dispatcher:
             room_changed or self._queues.wake,
             due_s,
             local_up_to_tokens,
+            self._tails,
         ).items()
 
     def _rank(self, visit: _Visit, state: RequestState, choice: Choice | None = None) -> None:

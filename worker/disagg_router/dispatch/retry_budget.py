@@ -34,11 +34,23 @@ class RetryBudget:
             self._arrivals.popleft()
         return self._least_per_s + self._share * len(self._arrivals) / _WINDOW_S
 
-    def wait_s(self, now_s: float) -> float:
-        """Take a place, and return the seconds until it is there."""
+    def _fill(self, now_s: float) -> float:
         per_s = self._per_s(now_s)
         if self._filled_s is not None:
             self._left = min(self._burst, self._left + per_s * max(0.0, now_s - self._filled_s))
         self._filled_s = now_s
+        return per_s
+
+    def wait_s(self, now_s: float) -> float:
+        """Take a place, and return the seconds until it is there."""
+        per_s = self._fill(now_s)
         self._left -= 1.0
         return max(0.0, -self._left / per_s)
+
+    def spare(self, now_s: float) -> bool:
+        """Take a place if one is there now, and return whether one was."""
+        self._fill(now_s)
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True

@@ -175,6 +175,25 @@ def choose(
     return Choice(None, local[0], prompt.to_compute(local[0])) if local else None
 
 
+def has_other(
+    workers: Iterable[Worker], prefill: Worker, decode: Worker, avoid: Callable[[str], bool], *, prefills: bool
+) -> bool:
+    """Return whether another worker than `prefill` may prefill, or, if not `prefills`, another pair
+    may serve what this pair does.
+    """
+    usable = [w for w in workers if w.identity == prefill.identity and w.compat == decode.compat]
+    usable = [w for w in usable if not avoid(w.incarnation)]
+    return any(
+        not avoid(pair_key(p, d))
+        for p in usable
+        for d in usable
+        if p.serves("prefill")
+        and d.serves("decode")
+        and p.incarnation != d.incarnation
+        and (p.incarnation != prefill.incarnation or (not prefills and d.incarnation != decode.incarnation))
+    )
+
+
 def _layouts(prefills: Iterable[Worker], decodes: Iterable[Worker], dice: Callable[[], float]) -> list[str]:
     """Return the `compat` hashes of which there are pairs, in the order in which to try them.
 

@@ -303,8 +303,7 @@ class WorkerTable:
         for name in set(self._workers) - set(members):
             log.info("worker %s has left", name)
             del self._workers[name]
-        for name in set(self._misses) - set(members):
-            del self._misses[name]
+        self._misses = Counter({name: n for name, n in self._misses.items() if name in members})
         self._silent_since_s = {name: s for name, s in self._silent_since_s.items() if name in members}
         self.pulses.keep_only(listed_now)
         # A router that ends may be one of a deployment that is deleted with all its workers.

@@ -56,8 +56,8 @@ class Queues:
 
     `waiting` is in order of arrival, so preempted sequences are first. `running` sequences are
     decoded together. `prefilling` are those waiting sequences whose step runs now. `committed`
-    counts the sequences to decode: those that run, wait for it or have a reservation. `starved` says
-    whether one that runs lacked a block last time, because all others are leased.
+    counts the sequences to decode: those that run, wait for it or have a reservation. `starved`
+    says whether one that runs lacked a block last time, because all others are leased.
     """
 
     def __init__(self, config: EngineConfig, max_model_len: int, store: KvStore, names: PrefixNames | None) -> None:
