@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-liveness test-engines test-faults test-rollouts test-fabric test-scaler
+.PHONY: bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-liveness test-engines test-faults test-rollouts test-fabric test-scaler
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -166,6 +166,9 @@ lock:           ## requirements/*.txt from pyproject.toml
 
 bench-adapter: setup ## what the adapter adds to a request and a token; writes benchmarks/results/adapter.md
 	@$(PY) -m benchmarks.adapter
+
+bench-operator: setup ## the operator beside a bare loop, and edits, on a real API server; writes benchmarks/results/operator.md (SIZES="100": two minutes)
+	@$(PY) -m benchmarks.operator --sizes "$(or $(SIZES),100 300 1000)" --edits $(or $(EDITS),200)
 
 bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); what a hand-over adds; writes benchmarks/results/transfer.md and handover.md (four minutes)
 	@$(PY) -m benchmarks.transfer

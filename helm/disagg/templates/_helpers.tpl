@@ -87,7 +87,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 # The revisions of the workers' pods: history, undo, and what failed.
 - apiGroups: [apps]
   resources: [controllerrevisions]
-  verbs: [get, list, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 # Which one takes a pod that moves between the pools.
 - apiGroups: [apps]
   resources: [replicasets]

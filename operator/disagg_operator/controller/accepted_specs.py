@@ -32,6 +32,9 @@ class AcceptedSpecs(Protocol):
     async def keep(self, resource: Obj, spec: Obj) -> None:
         """Keep a spec as the last accepted one; do nothing if it is. Raises Refused."""
 
+    def begin(self, resource: Obj) -> None:
+        """Note that no spec of a new resource has been accepted yet."""
+
     def forget(self, key: Key) -> None:
         """Forget a resource that is gone."""
 
@@ -46,7 +49,7 @@ class SpecsInConfigMaps:
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
-        self._known: dict[Key, tuple[str, Obj, int | None]] = {}
+        self._known: dict[Key, tuple[str, Obj | None, int | None]] = {}
 
     async def last(self, resource: Obj, children: Children) -> Obj | None:
         """Return the spec that was kept, or what an earlier release accepted, or None.
@@ -100,6 +103,12 @@ class SpecsInConfigMaps:
         if spec is not None:
             self._known[key] = (uid, spec, generation)
         return spec, generation
+
+    def begin(self, resource: Obj) -> None:
+        """Note that no spec of a new resource has been accepted yet."""
+        known = self._known.get(_key(resource))
+        if known is None or known[0] != uid_of(resource):
+            self._known[_key(resource)] = (uid_of(resource), None, None)
 
     def forget(self, key: Key) -> None:
         """Forget a resource that is gone. The garbage collector deletes its ConfigMap."""

@@ -78,11 +78,14 @@ class Judge:
         warnings = (*seen.violations, *seen.questions)
         return Judgement(seen.plan, last, (refused.reason, str(refused)), warnings, refused.retry_s)
 
-    async def served(self, resource: Obj, judgement: Judgement) -> Obj:
+    async def served(self, resource: Obj, judgement: Judgement, *, first: bool = False) -> Obj:
         """Return a resource as it would be stored if what is served had been its last edit.
 
-        Whether a rollout has failed depends on its generation, and a refused edit changes nothing.
+        None has been accepted before if nothing exists yet (`first`). Whether a rollout has failed
+        depends on its generation, and a refused edit changes nothing.
         """
+        if first:
+            self._specs.begin(resource)
         generation = await self._specs.generation(resource, judgement.spec)
         return {**resource, "metadata": {**resource["metadata"], "generation": generation}, "spec": judgement.spec}
 
