@@ -102,7 +102,6 @@ class TokenWorker:
         self.last_resort = False  # while it is draining, it takes requests from routers that have nobody else
         self.asked_by: list[str] = []  # what routers said with each call of `info`
         self.tells = asyncio.Event()  # while cleared, `info` waits
-        self.tells.set()
         self.loads = False  # while it is starting it has no model yet
         self.role_served: str | None = None  # the role served, if it is not the one that the router knows of
         self.slots = 64
@@ -114,10 +113,8 @@ class TokenWorker:
         self.transport, self.evidence = "tcp", ""  # evidence is left out where it is empty
         self.transports: dict[str, str] = {}  # with the feature `prefill_transports`
         self.reports: dict[str, Any] = {}  # changes to its `accepted` and `transferred` events
-        self.reads = asyncio.Event()  # while cleared, decode does not read the KV that it was handed
-        self.reads.set()
-        self.sends = asyncio.Event()  # while cleared, the KV that prefill sends does not arrive
-        self.sends.set()
+        # While they are cleared, decode does not read the KV that it was handed, and none arrives.
+        self.reads, self.sends = asyncio.Event(), asyncio.Event()
         self.end_after: int | None = None  # the output token, by position, that is END
         self.token_interval_s = 0.0
         self.max_model_len = MAX_MODEL_LEN
@@ -125,7 +122,8 @@ class TokenWorker:
         self.seen = Seen()
         self.running = 0
         self.hold = asyncio.Event()  # while cleared, tokens wait
-        self.hold.set()
+        for event in (self.tells, self.reads, self.sends, self.hold):
+            event.set()
         self.incarnation = f"{name}/{secrets.token_hex(4)}"
         self.url = ""
         self._transfers: dict[str, asyncio.Future[int]] = {}
@@ -161,9 +159,8 @@ class TokenWorker:
         """Die: running requests are cut off, and connections are refused."""
         if self._server is None or self._task is None:
             return
-        self.hold.set()
-        self.reads.set()
-        self.sends.set()
+        for event in (self.hold, self.reads, self.sends):
+            event.set()
         self._server.force_exit = self._server.should_exit = True
         for state in list(self._server.server_state.connections):
             state.transport.abort()

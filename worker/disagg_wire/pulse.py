@@ -17,7 +17,7 @@ _MAX_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a worker says of itself at one moment. Durations are in seconds."""
+    """The state of a worker at one moment. Durations are in seconds."""
 
     steps: int = 0
     """The number of steps that the engine has begun."""

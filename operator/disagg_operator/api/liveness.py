@@ -1,4 +1,4 @@
-"""PURE: When a router gives a worker up."""
+"""PURE: The limits after which a router gives a worker up."""
 
 from __future__ import annotations
 

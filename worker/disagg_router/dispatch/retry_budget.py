@@ -1,4 +1,4 @@
-"""PURE: How often requests may be tried again, as a share of the traffic.
+"""PURE: A budget of further attempts, as a share of the traffic.
 
 The first attempt after a failure replaces what was lost, and costs nothing. Those after it would
 multiply the load of a fault that does not pass, and wait for their turn.

@@ -1,4 +1,4 @@
-"""PURE: When a prompt, or the KV of one, takes so long that it is better tried elsewhere.
+"""PURE: The time after which a prompt, or the KV of one, is better tried elsewhere.
 
 The slowest twentieth of the last times decides. Prompts are grouped by their length (powers of
 two), since long ones take longer. What was given up counts with the time that it had, so that the
@@ -42,8 +42,8 @@ class TailTimes:
 
 @dataclass(slots=True)
 class Tails:
-    """What all requests of a router share: how long prefill takes from the ticket to the first
-    token, how long the KV takes from then on, and how many may be given up.
+    """The times that all requests of a router share: how long prefill takes from the ticket to the
+    first token, how long the KV takes from then on, and how many may be given up.
     """
 
     prompts: TailTimes = field(default_factory=lambda: TailTimes(1.5, 0.5))

@@ -1,4 +1,4 @@
-"""PURE: What beats say of a worker: it is alive, or silent, or it hangs.
+"""PURE: A verdict on a worker by its beats: it is alive, or silent, or it hangs.
 
 A worker is silent when no beat has come for too long. It hangs when its engine's step has taken
 longer than the engine said it might, several times over, or when its event loop stands still
@@ -19,7 +19,7 @@ _LOOP_SILENCES = 3.0
 
 
 class Verdict(StrEnum):
-    """What is to be thought of a worker."""
+    """A verdict on a worker."""
 
     ALIVE = "alive"
     SILENT = "silent"
@@ -28,7 +28,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How patient the judge is."""
+    """The patience of the judge."""
 
     silence_s: float = 1.5
     """The seconds without a beat after which a worker is silent."""
@@ -55,7 +55,7 @@ class AwakeClock:
 
 
 class Lease:
-    """What one process of a worker has said of itself. Its times are those of one AwakeClock.
+    """A record of what one process of a worker has said of itself, by one AwakeClock.
 
     Before the first beat it is alive: it may be that none gets through, and then other limits hold.
     """

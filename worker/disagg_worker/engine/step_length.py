@@ -1,4 +1,4 @@
-"""PURE: How long the next step may take, learned from those that were computed.
+"""PURE: The time that the next step may take, learned from those that were computed.
 
 Steps are grouped by kind and by size (powers of two). Of the last few of a group the second longest
 counts, so that a single slow one changes nothing. The first step of a group may compile, and has

@@ -14,7 +14,7 @@ from disagg_worker.engine.step_length import ALLOWANCE, StepLengths, prefill_siz
 
 
 class StepRecord(Protocol):
-    """Where announcements go. Its methods must not block."""
+    """A place for announcements. Its methods must not block."""
 
     def begins(self, expected_s: float) -> None: ...
     def ends(self) -> None: ...

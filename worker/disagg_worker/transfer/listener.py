@@ -78,7 +78,7 @@ class Session:
 
     @property
     def heard_s(self) -> float:
-        """When something was last heard of the peer, or when it began to be waited for."""
+        """The time when the peer was last heard of, or when the wait for it began."""
         return self.since_s if self.intake is None else self.intake.heard_s
 
     def give_back(self) -> bool:
