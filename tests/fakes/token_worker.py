@@ -106,8 +106,7 @@ class TokenWorker:
         self.role_served: str | None = None  # the role served, if it is not the one that the router knows of
         self.slots = 64
         self.leaks_first = False  # sends prefill's token although decode sends the first one
-        # None for a worker that is too old to report any
-        self.features: list[str] | None = ["first_token_within_s", "digest", "prefill_incarnation"]
+        self.features: list[str] | None = ["first_token_within_s", "digest", "prefill_incarnation"]  # None: too old
         self.adapter_digests: dict[str, str] | None = None
         self.adapters: list[str] | None = None  # LoRA adapters; a list goes with the feature `adapter`
         self.transport, self.evidence = "tcp", ""  # evidence is left out where it is empty
