@@ -167,8 +167,8 @@ lock:           ## requirements/*.txt from pyproject.toml
 bench-adapter: setup ## what the adapter adds to a request and a token; writes benchmarks/results/adapter.md
 	@$(PY) -m benchmarks.adapter
 
-bench-operator: setup ## the operator beside a bare loop, and edits, on a real API server; writes benchmarks/results/operator.md (SIZES="100": two minutes)
-	@$(PY) -m benchmarks.operator --sizes "$(or $(SIZES),100 300 1000)" --edits $(or $(EDITS),200)
+bench-operator: setup ## the operator beside a bare loop, and edits, on a real API server; writes benchmarks/results/operator.md (SIZES="100": two minutes; KEEP=FOLDER: an interrupted run goes on)
+	@$(PY) -m benchmarks.operator --sizes "$(or $(SIZES),100 300 1000)" --edits $(or $(EDITS),200) $(if $(KEEP),--keep $(KEEP))
 
 bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); what a hand-over adds; writes benchmarks/results/transfer.md and handover.md (four minutes)
 	@$(PY) -m benchmarks.transfer

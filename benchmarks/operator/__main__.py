@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from tests.integration.apiserver import REPO
 from tests.integration.operator_process import Operator, eventually, operator
 
 from benchmarks.machine import machine
 from benchmarks.operator import bare
-from benchmarks.operator.cluster import Cluster, Replicas, cluster, replicas
+from benchmarks.operator.cluster import Cluster, Replicas, cluster, cpu_s, replicas, resident_mib, servers
 
 PAGE = REPO / "benchmarks" / "results" / "operator.md"
 _NAMESPACE, _ONE, _BARE = "many", "one", "bare"
@@ -44,6 +45,26 @@ class Measured:
     """The seconds from an edit to its child, by what goes on meanwhile."""
     resyncs: float
     """The reconciles of one second while full lists follow each other."""
+    cpu_s: dict[str, float]
+    """The CPU time of the creation: of the operator, the bare loop, and the API server for each."""
+    memory_mib: float
+    """The resident memory of the operator with all resources."""
+
+
+class Meter:
+    """The CPU time that a client and the API server use from now on."""
+
+    def __init__(self, client: int) -> None:
+        self._client, self._servers = client, servers()
+        self._before = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        return cpu_s(self._client), sum(map(cpu_s, self._servers))
+
+    def used_s(self) -> tuple[float, float]:
+        """Return the seconds of the client and of the API server with its etcd."""
+        (client, others), (client_0, others_0) = self._now(), self._before
+        return client - client_0, others - others_0
 
 
 _RECONCILES = "disagg_operator_reconcile_seconds_count"
@@ -63,12 +84,12 @@ async def until_quiet(running: Operator, reconciles: float = 1) -> None:
 
 
 async def leads(running: Operator) -> None:
-    """Wait until an operator leads and its watches have begun."""
+    """Wait until an operator works and its watches have begun."""
 
-    async def leading() -> bool:
-        return await running.metric("disagg_operator_leading") == 1
+    async def works() -> bool:
+        return await running.metric("disagg_operator_sweep_seconds_count") > 0
 
-    await eventually("the operator leads", leading)
+    await eventually("the operator leads", works, _LIMIT_S)
     await asyncio.sleep(2)
 
 
@@ -119,17 +140,21 @@ async def measure(folder: Path, count: int, edit_count: int) -> Measured:
             await until_quiet(running)
             calls = found.calls(_ONE) - before
             calls["writes"] -= 1  # the user's
-        bare_s = {}
-        for at_once in (1, 4):
-            started = time.monotonic()
+        bare_s, cpu = dict[int, float](), dict[str, float]()
+        for at_once in (4, 1):
+            started, meter = time.monotonic(), Meter(os.getpid())
             await bare.write(found.kube, f"{_BARE}-{at_once}", names, at_once)
             bare_s[at_once] = time.monotonic() - started
+            cpu["bare loop"], cpu["API server for the bare loop"] = meter.used_s()
             print(f"{count}: bare loop, {at_once} at once: {bare_s[at_once]:.1f} s", flush=True)
         async with operator(found.server, folder, _NAMESPACE, **_SETTINGS) as running:
             await leads(running)
+            meter = Meter(running.process.pid)
             operator_s = await create(found, _NAMESPACE, names)
+            cpu["operator"], cpu["API server for the operator"] = meter.used_s()
             print(f"{count}: operator: {operator_s:.1f} s", flush=True)
             await until_quiet(running, count)
+            memory = resident_mib(running.process.pid)
             took = {"idle": await edits(found, names, sizes, edit_count, 0.05)}
         print(f"{count}: edits: {sorted(took['idle'])[-3:]}", flush=True)
         async with operator(
@@ -146,7 +171,7 @@ async def measure(folder: Path, count: int, edit_count: int) -> Measured:
             took["resync"] = await edits(found, names, sizes, edit_count, 0.05)
             rate = (await running.metric(_RECONCILES) - begun) / (time.monotonic() - started)
         print(f"{count}: edits during resyncs: {sorted(took['resync'])[-3:]}", flush=True)
-    return Measured(count, dict(calls), operator_s, bare_s, took, rate)
+    return Measured(count, dict(calls), operator_s, bare_s, took, rate, cpu, memory)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -198,6 +223,14 @@ def page(found: Sequence[Measured], load: float, sizes: str, edit_count: int) ->
             f"| {m.bare_s[4]:.1f} | {_bold(f'{other:.2f}', other > GOAL_RATIO)} |"
         )
     lines += [
+        "", "| CPU time of one new resource, ms | operator | API server and etcd | bare loop | API server and etcd |",
+        "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for m in found:
+        parts = ("operator", "API server for the operator", "bare loop", "API server for the bare loop")
+        lines.append(f"| {m.count:,} | {' | '.join(f'{m.cpu_s[part] / m.count * 1000:.0f}' for part in parts)} |")
+    lines += [
+        "", *(f"With {m.count:,} resources, the operator holds {m.memory_mib:.0f} MiB." for m in found),
         "", "| edit to child, s | resources | edits | p50 | p99 (goal 1.0) | worst | reconciles/s |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -213,17 +246,31 @@ def page(found: Sequence[Measured], load: float, sizes: str, edit_count: int) ->
     return "\n".join(lines) + "\n"
 
 
+def measured(count: int, edit_count: int, keep: Path | None) -> Measured:
+    """Measure with so many resources, or return what an earlier run has kept."""
+    kept = None if keep is None else keep / f"{count}-{edit_count}.json"
+    form = TypeAdapter(Measured)
+    if kept is not None and kept.exists():
+        return form.validate_json(kept.read_bytes())
+    with tempfile.TemporaryDirectory() as folder:
+        found = asyncio.run(measure(Path(folder), count, edit_count))
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(form.dump_json(found))
+    return found
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", default="100 300 1000", help="numbers of resources")
     parser.add_argument("--edits", type=int, default=200, help="number of edits")
     parser.add_argument("--out", type=Path, default=PAGE, help="the page to write")
+    parser.add_argument("--keep", type=Path, help="a folder for what was measured: it is not measured again")
     arguments = parser.parse_args()
     load, found = os.getloadavg()[0], []
     for count in map(int, arguments.sizes.split()):
-        with tempfile.TemporaryDirectory() as folder:
-            found.append(asyncio.run(measure(Path(folder), count, arguments.edits)))
+        found.append(measured(count, arguments.edits, arguments.keep))
         arguments.out.write_text(page(found, load, arguments.sizes, arguments.edits))
     print(arguments.out.read_text())
 

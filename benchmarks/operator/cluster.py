@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import ssl
 import time
 from collections import Counter
@@ -91,6 +92,28 @@ class Cluster:
                 dry, read = "dryRun=" in entry["requestURI"], entry["verb"] in ("get", "list")
                 out["reads" if read else "dry runs" if dry else "writes"] += 1
         return out
+
+
+def cpu_s(process: int) -> float:
+    """Return the seconds of CPU time that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mib(process: int) -> float:
+    """Return the resident memory of a process."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def servers() -> list[int]:
+    """Return the API server and the etcd that this process has started."""
+    found = []
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            name, _, rest = Path(f"/proc/{process}/stat").read_text().partition(" (")[2].rpartition(")")
+            if name in ("kube-apiserver", "etcd") and rest.split()[1] == str(os.getpid()):
+                found.append(int(process))
+    return found
 
 
 class Replicas:

@@ -65,9 +65,10 @@ Two routers before one pair of worker processes on this machine, without a limit
 do: decode has the first {held} tokens of a prompt, and the rest is prefilled by the prefill worker, which has them as
 well, or by decode. Times to the second token, which is the first one that a transfer delays.
 
-| missing tokens | shipped, ms | prefilled by decode, ms |
-|---|---|---|
-{rest}
+What the process of the decode worker uses of the processor for it is shown beside them and, in a second run beside
+{streams} streams that decode runs, the longest pause of one of them meanwhile.
+
+{rest_head}{rest}
 """
 
 
@@ -158,7 +159,9 @@ def main() -> None:
         intake_gb=INTAKE_TOKENS * LAYOUT.bytes_per_token / 1e9,
         steps="\n".join(steps),
         held=rest.START_TOKENS,
-        rest="\n".join(f"| {r.missing} | {1e3 * r.shipped_s:.1f} | {1e3 * r.local_s:.1f} |" for r in found),
+        streams=rest.STREAMS,
+        rest_head=rest.HEAD,
+        rest="\n".join(row.cells() for row in found),
     )
     print(page)
     if not arguments.stdout:

@@ -51,10 +51,10 @@ async def test_a_new_resource_is_judged_once_and_written_once_and_nothing_is_rea
 ) -> None:
     async with operator(server, tmp_path, cluster.namespace) as running:
 
-        async def leads() -> bool:
-            return await running.metric("disagg_operator_leading") == 1
+        async def works() -> bool:
+            return await running.metric("disagg_operator_sweep_seconds_count") > 0
 
-        await eventually("the operator leads", leads)
+        await eventually("the operator leads, and has listed everything", works)
         before = len(calls(server, cluster.namespace))
         await cluster.apply_resource()
         skip = before + 1  # the test's own call

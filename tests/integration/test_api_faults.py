@@ -18,6 +18,7 @@ from tests.integration.edited_resource import QUICK, edit, resting_operator, sho
 from tests.integration.faulty_api import Asked, FaultyApi, refusal
 from tests.integration.operator_process import Cluster, Operator, eventually, operator
 
+from disagg_operator.kube.resources import SERVICE
 from disagg_operator.vocabulary import Obj
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
@@ -181,6 +182,30 @@ async def test_f18_a_watch_that_is_gone_or_silent_is_opened_anew(
         await edit(cluster, "three")
         await shown(cluster, "three")
         assert running.process.returncode is None
+        assert await running.stop() == 0
+
+
+async def test_f18_what_was_deleted_while_a_watch_was_gone_is_missed_when_it_is_opened_anew(
+    server: ApiServer, cluster: Cluster, api: FaultyApi, tmp_path: Path
+) -> None:
+    async def no_deletion(_: int, event: Obj) -> bool:
+        return bool(event["type"] != "DELETED")
+
+    async with operator(api.server, tmp_path, cluster.namespace, **DEAF) as running:
+        await watching(api, cluster)
+        await edit(cluster, "one")
+        await shown(cluster, "one")
+        api.passes = no_deletion
+        service = await cluster.kube.get(SERVICE, cluster.namespace, "chat-router")
+        assert service is not None
+        await cluster.kube.delete(service)
+        api.end_watches = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+
+        async def is_back() -> bool:
+            return await cluster.kube.get(SERVICE, cluster.namespace, "chat-router") is not None
+
+        await eventually("the child is made again", is_back)
+        api.end_watches = None
         assert await running.stop() == 0
 
 

@@ -27,7 +27,7 @@ from disagg_router.router import Router
 from disagg_wire import series
 
 pytestmark = pytest.mark.slow
-STREAMS, TOKENS, PROMPT = 6, 300, 40
+STREAMS, TOKENS, PROMPT = 6, 200, 40
 # A stream must be over by then; without heartbeats it would stand still for 60 s.
 LIMIT_S = 45.0
 # How long the long form watches a healthy fleet.

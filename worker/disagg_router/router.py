@@ -27,7 +27,8 @@ from disagg_router.workers.canary_tally import CanaryTally
 from disagg_router.workers.catalogue import NOTHING_WHOLE, KnownNames
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.lease import Limits
-from disagg_router.workers.table import Membership, WorkerTable
+from disagg_router.workers.table import WorkerTable
+from disagg_router.workers.worker_info import Membership
 from disagg_wire.fabric import FABRIC
 from disagg_wire.protocol import DRAINING
 from disagg_wire.roles import ROLES

@@ -158,7 +158,7 @@ class Settings(BaseModel):
         " canary, in seconds: it may compile and warm up. 0: all count.",
     )
     local_prefill_max_tokens: int = Field(
-        0,
+        64,
         ge=0,
         le=1 << 20,
         description="The most tokens of a prompt that decode prefills itself, if it has the KV of all before them. 0:"

@@ -29,8 +29,11 @@ class AcceptedSpecs(Protocol):
     async def generation(self, resource: Obj, spec: Obj) -> int:
         """Return the generation of a resource in which it got a spec that is accepted."""
 
-    async def keep(self, resource: Obj, spec: Obj) -> None:
-        """Keep a spec as the last accepted one; do nothing if it is. Raises Refused."""
+    async def keep(self, resource: Obj, spec: Obj, kube: Kube) -> None:
+        """Keep a spec as the last accepted one; do nothing if it is. Raises Refused.
+
+        `kube` is the door through which the run writes.
+        """
 
     def begin(self, resource: Obj) -> None:
         """Note that no spec of a new resource has been accepted yet."""
@@ -64,7 +67,7 @@ class SpecsInConfigMaps:
         kept, generation = await self._load(resource)
         return generation if kept == spec and generation is not None else _generation(resource)
 
-    async def keep(self, resource: Obj, spec: Obj) -> None:
+    async def keep(self, resource: Obj, spec: Obj, kube: Kube) -> None:
         """Keep a spec as the last accepted one. It is written only if it has changed.
 
         Raises KubeError, and Refused if admission control says no.
@@ -86,7 +89,7 @@ class SpecsInConfigMaps:
             "data": {_FIELD: encode(spec), _GENERATION: str(_generation(resource))},
         }  # fmt: skip
         with blaming(spec, obj):
-            await self._kube.apply(obj)
+            await kube.apply(obj)
         self._known[_key(resource)] = (uid_of(resource), spec, _generation(resource))
 
     async def _load(self, resource: Obj) -> tuple[Obj | None, int | None]:

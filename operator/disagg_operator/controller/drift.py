@@ -7,7 +7,6 @@ Fields that others set belong to them.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from decimal import Decimal, InvalidOperation
@@ -27,11 +26,9 @@ _AMOUNTS_BEGIN_WITH = "0123456789.+-"
 
 
 def stamped(obj: Obj) -> Obj:
-    """Return a copy of a rendered object that carries the hash of the rendering."""
-    out = copy.deepcopy(obj)
-    annotations = out["metadata"].setdefault("annotations", {})
-    annotations[APPLIED_HASH] = rendered_hash(obj)
-    return out
+    """Return a rendered object that also carries the hash of the rendering."""
+    annotations = {**annotations_of(obj), APPLIED_HASH: rendered_hash(obj)}
+    return {**obj, "metadata": {**obj["metadata"], "annotations": annotations}}
 
 
 def rendered_hash(obj: Obj) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 
 from disagg_operator.kube.cache import KEPT, Cache
@@ -11,6 +12,8 @@ from disagg_operator.kube.errors import Forbidden, KubeError, NotFound
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, Resource
 from disagg_operator.vocabulary import Key, Objs
 from disagg_wire.labels import LABEL_DEPLOYMENT
+
+log = logging.getLogger(__name__)
 
 
 class Unlisted(KubeError):
@@ -36,6 +39,20 @@ async def refresh(
             raise Unlisted(resource.plural, str(error)) from error
         wake(cache.replace(resource, objects, newest))
         await asyncio.sleep(0)  # others may run between two kinds
+
+
+async def unread(kube: HttpKube, cache: Cache, namespaces: Sequence[str]) -> list[Key]:
+    """Bring to the cache what another operator may have written until a moment ago.
+
+    That is some lists. To read the children of each resource would take a dozen calls for each.
+    Returns the keys of which the cache may not be believed: all of them if the lists fail.
+    """
+    try:
+        await refresh(kube, cache, namespaces)
+    except KubeError as error:
+        log.warning("each resource is read by itself: %s", error)
+        return cache.keys()
+    return []
 
 
 async def _list(kube: HttpKube, resource: Resource, namespaces: Sequence[str]) -> Objs:

@@ -114,8 +114,9 @@ class Reconciler:
             try:
                 return await self._once(key, view)
             except Stale:
-                if view.first:
-                    self._judge.forget(key)  # that nothing has been accepted yet was a guess
+                if view.first:  # that nothing has been accepted yet was a guess
+                    for part in (self._judge, self._views):
+                        part.forget(key)
         return await self._once(key, await self._views.fresh(key))
 
     async def _once(self, key: Key, view: View) -> float | None:
@@ -170,7 +171,9 @@ class Reconciler:
         If it refuses the spec as it is written, that is the one that was accepted last. Of this
         one, everything is written that is not refused. Raises Refused.
         """
-        refused = await self._rehearse_with_pins(run) or await self._judge.accepted(run.resource, run.judgement)
+        refused = await self._rehearse_with_pins(run) or await self._judge.accepted(
+            run.resource, run.judgement, run.kube
+        )
         if refused and run.judgement.refusal is None:
             judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
             run = await self._begin(run.key, run.view, run.live, judgement)

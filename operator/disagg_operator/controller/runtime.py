@@ -48,11 +48,12 @@ from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPo
 from disagg_operator.controller.terms import work_in_terms
 from disagg_operator.controller.views import Views
 from disagg_operator.controller.wake_watch import WakeWatch
-from disagg_operator.controller.work_queue import KeyedQueue, Lane, QueueFull
+from disagg_operator.controller.work_queue import KeyedQueue, Lane, QueueFull, QueueState
 from disagg_operator.desired import Images, NetworkAccess
 from disagg_operator.kube.cache import Cache, concerned
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, Retry, Terminating
+from disagg_operator.kube.listings import Listing
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, POD, Resource, uid_of
 from disagg_operator.settings import OperatorSettings
 from disagg_operator.status.recorder import Recorder
@@ -88,7 +89,7 @@ class Runtime:
         self.live = LiveTable()
         self.metrics = Metrics()
         self.metrics.watch_conditions(self._told)
-        self.queue = KeyedQueue(clock)
+        self.queue = KeyedQueue(clock, QueueState(max_resync=max(1, settings.workers // 2)))
         # The wall clock is read once at the start; from then on time follows the monotonic clock.
         # Forecasts need the time of day, but no clock that jumps.
         self._epoch_0 = epoch() - clock()
@@ -212,6 +213,10 @@ class Runtime:
         lane = Lane.EVENT if not urgent else Lane.NEW if kind == "ADDED" else Lane.EDIT
         self._wake_all(keys, 0.0 if urgent else self._settings.debounce_s, urgent=urgent, lane=lane)
 
+    def watch_listed(self, listing: Listing) -> None:
+        """Handle the list with which a watch begins: it tells of no deletion."""
+        self._wake_all(self.cache.drop_unlisted(listing), 0.0)
+
     def sick(self) -> str | None:
         """Return the problem of this process, as opposed to one of the cluster, or None."""
         now, limit = self._clock(), self._settings.heartbeat_timeout_s
@@ -257,6 +262,7 @@ class Runtime:
 
     async def _term(self) -> None:
         """Do the work of the operator that leads; ends only by a bug or when it is cancelled."""
+        self._views.doubt(await full_list.unread(self._kube, self.cache, self._settings.namespaces))
         self._updates.begin(self.cache.objects(DISAGG_POOL))
         await self._sweep()
         async with asyncio.TaskGroup() as group:
@@ -272,7 +278,6 @@ class Runtime:
             group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
             watch = WakeWatch(self.cache, self.live, self._bearer_of, lambda k: self._wake_all({k}, 0.0, urgent=True))
             group.create_task(watch.run())
-            self._views.doubt(self.cache.keys())
             self._wake_all(set(self.cache.keys()), 0.0, urgent=True, lane=Lane.RESYNC)
 
     async def resync(self) -> None:
@@ -357,7 +362,9 @@ class Runtime:
     def _plan_of(self, resource: Obj) -> ScalePlan | None:
         """Return the scaling settings of the spec that is served, which may be an earlier one."""
         meta = resource["metadata"]
-        return self.live.of((meta["namespace"], meta["name"]), uid_of(resource)).plan or scale_plan(resource)
+        entry = self.live.of((meta["namespace"], meta["name"]), uid_of(resource))
+        source = meta.get("generation"), bool((resource.get("status") or {}).get("rollout"))
+        return entry.plan_from(source, partial(scale_plan, resource))
 
     def _wake(self, key: Key) -> None:
         self._wake_all({key}, 0.0)

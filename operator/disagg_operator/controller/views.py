@@ -5,7 +5,8 @@ it finds something to do, it is broken off and repeated with everything read fro
 every other write to a resource that exists rests on a fresh read, and a resource with which all is
 well costs no call. A new resource, of which nothing exists yet, is created without a read.
 
-What the cache says of a key is not believed when a term begins, nor after a failure.
+What the cache says of a key is not believed after a failure, nor, if everything can't be listed
+then, when a term begins.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import heapq
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable
@@ -51,7 +52,9 @@ class QueueState:
 
     The first lane that holds a key comes next; but one that others have been preferred to
     `max_passed` times has its turn. Within a lane, first come is first served. Until then, no run
-    of a full list begins while an edit is carried out, because it would slow that down.
+    of a full list begins while an edit is carried out, because it would slow that down; but an edit
+    that hangs holds it up for `max_hold_s` only. Of a full list, `max_resync` keys run at once, so
+    that an edit finds a worker that is free.
     """
 
     max_keys: int = 20_000
@@ -61,10 +64,12 @@ class QueueState:
     jitter: float = 0.25
     """The share by which a pause after a failure may be longer, so that keys come apart."""
     max_passed: int = 4
+    max_resync: int = 2
+    max_hold_s: float = 5.0
     _lanes: dict[Lane, OrderedDict[Key, None]] = field(default_factory=lambda: {lane: OrderedDict() for lane in Lane})
     _passed: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
     _queued: dict[Key, Lane] = field(default_factory=dict)
-    _running: dict[Key, Lane] = field(default_factory=dict)
+    _running: dict[Key, tuple[Lane, float]] = field(default_factory=dict)
     _dirty: dict[Key, Lane] = field(default_factory=dict)
     _due: dict[Key, float] = field(default_factory=dict)
     _heap: list[tuple[float, Key]] = field(default_factory=list)
@@ -105,19 +110,18 @@ class QueueState:
                     self._hurry(key, Lane.EVENT)
                 else:
                     self._push(key, Lane.EVENT)
-        lane = self._next_lane()
+        lane = self._next_lane(now)
         if lane is None:
             return None
         key, _ = self._lanes[lane].popitem(last=False)
         del self._queued[key]
         self._due.pop(key, None)
-        self._running[key] = lane
+        self._running[key] = lane, now
         return key
 
-    def _next_lane(self) -> Lane | None:
-        waiting = [lane for lane in Lane if self._lanes[lane]]
-        if Lane.EDIT in self._running.values() and self._passed[Lane.RESYNC] < self.max_passed:
-            waiting = [lane for lane in waiting if lane is not Lane.RESYNC]
+    def _next_lane(self, now: float) -> Lane | None:
+        held = now < self._held_until()
+        waiting = [lane for lane in Lane if self._lanes[lane] and not (held and lane is Lane.RESYNC)]
         if not waiting:
             return None
         late = [lane for lane in waiting if self._passed[lane] >= self.max_passed]
@@ -126,6 +130,14 @@ class QueueState:
             is_passed = bool(self._lanes[lane]) and lane is not chosen
             self._passed[lane] = self._passed[lane] + 1 if is_passed else 0
         return chosen
+
+    def _held_until(self) -> float:
+        """Return until when no run of a full list may begin, if no other run ends before."""
+        lanes = [lane for lane, _ in self._running.values()]
+        if lanes.count(Lane.RESYNC) >= self.max_resync:
+            return math.inf
+        edits = [began for lane, began in self._running.values() if lane is Lane.EDIT]
+        return max(edits) + self.max_hold_s if edits and self._passed[Lane.RESYNC] < self.max_passed else 0.0
 
     def done(
         self,
@@ -159,10 +171,12 @@ class QueueState:
             self._later(key, now + after_s)
 
     def next_due(self) -> float | None:
-        """Return the time at which the next delayed key becomes due, or None."""
+        """Return the time at which a key that is delayed or held up may run, or None."""
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        held = self._held_until() if self._lanes[Lane.RESYNC] else math.inf
+        due = min(held or math.inf, self._heap[0][0] if self._heap else math.inf)
+        return None if math.isinf(due) else due
 
     def failures(self, key: Key) -> int:
         """Return the number of consecutive failures of a key."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.desired import names
 from disagg_operator.desired.attachments import network_devices
-from disagg_operator.desired.renderer import CURRENT, LAST_WORDS, RDMA_REPORTS, WORKER_REQUESTS
+from disagg_operator.desired.renderer import CURRENT, LAST_WORDS, RDMA_REPORTS, SIGNAL_AFTER_START, WORKER_REQUESTS
 from disagg_operator.vocabulary import Obj, Objs
 
 USER = 65532
@@ -16,6 +16,8 @@ KEY_FILE = f"{KEY_MOUNT}/cluster-key"
 STARTUP_PERIOD_S, STARTUP_FAILURES = 2, 3600
 # A pod must be scheduled, its images pulled, and its model may have to be fetched first.
 _SCHEDULING_S = 600
+# The container of a worker's pod that speaks to the routers, where the engine does not.
+ADAPTER = "adapter"
 
 
 def env(values: dict[str, str]) -> Objs:
@@ -73,6 +75,22 @@ def pod_security() -> Obj:
 def last_words(renderer: int = CURRENT) -> Obj:
     """Return the field of a container by which the kubelet keeps the end of its log."""
     return {"terminationMessagePolicy": "FallbackToLogsOnError"} if renderer >= LAST_WORDS else {}
+
+
+# A SIGTERM that comes between the start of a container and the first step of its first process is
+# lost, and nobody repeats it: the pod keeps its devices for its whole grace period.
+AFTER_START: Obj = {"preStop": {"sleep": {"seconds": 1}}}
+
+
+def hear_the_signal(template: Obj, renderer: int) -> None:
+    """Let the operator's containers get SIGTERM a second after the pod has been deleted, unless
+    they have another hook.
+    """
+    if renderer < SIGNAL_AFTER_START:
+        return
+    for container in template["spec"]["containers"]:
+        if container["name"] in ("main", ADAPTER):
+            container["lifecycle"] = AFTER_START | (container.get("lifecycle") or {})
 
 
 def probe(path: str, port: int, period_s: int, failures: int) -> Obj:

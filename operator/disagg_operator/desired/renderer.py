@@ -35,5 +35,7 @@ RDMA_CHAIN = 2
 RDMA_REPORTS = 2
 # Nodes are chosen by the labels and tolerated by the taints of the accelerator's maker.
 MAKERS_LABELS = 2
+# A pod that is deleted as it starts hears of it.
+SIGNAL_AFTER_START = 2
 
 CURRENT = 2

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disagg_operator.api.violation import INVALID_SPEC, Violation
+from disagg_operator.desired.pod_parts import AFTER_START
 from disagg_operator.desired.template_numbers import number_problems
 from disagg_operator.policy import NamespacePolicy, Permission
 from disagg_operator.vocabulary import Obj
@@ -183,7 +184,7 @@ class _Rules:
 
     def _own_container(self, container: Obj, base: Obj, path: str) -> Iterator[Violation]:
         """Yield what a container of the operator may not be given."""
-        owned = _OWNED | ({"lifecycle"} if "lifecycle" in base else set())
+        owned = _OWNED if base.get("lifecycle", AFTER_START) == AFTER_START else _OWNED | {"lifecycle"}
         for name in sorted(owned & container.keys()):
             yield from self._owned(f"{path}.{name}", "is set by the operator" + _ADVICE.get(name, ""))
         variables = self._owner.variables

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
+from disagg_operator.kube.listings import Listing
 from disagg_operator.kube.resources import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
@@ -37,6 +39,7 @@ WATCHED = (DISAGG_DEPLOYMENT, DISAGG_POOL, DEPLOYMENT, POD)
 MISSED = (SERVICE, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, CONTROLLER_REVISION)
 KEPT = (*WATCHED, *MISSED)
 _BY_KIND = {resource.kind: resource for resource in KEPT}
+_SHORT = 64
 
 
 class Cache:
@@ -67,7 +70,9 @@ class Cache:
         is_older = held is not None and 0 < version_of(obj) < version_of(held)
         if held is not None and is_older and (newest is None or version_of(held) > newest):
             return None
-        self._store(resource, key, held, slim := _slim(resource, obj))
+        if (slim := _slim(resource, obj)) == held:
+            return held
+        self._store(resource, key, held, slim := dict(_shared(slim)))
         return slim
 
     def put(self, resource: Resource, obj: Obj, newest: int | None = None) -> set[Key]:
@@ -114,6 +119,15 @@ class Cache:
         gone = self._gone[resource.kind] = {u: v for u, v in self._gone[resource.kind].items() if v > (newest or 0)}
         here = map(version_of, self._objects[resource.kind].values())
         self._newest[resource.kind] = max(*here, *gone.values(), 0, 0)
+        return keys
+
+    def drop_unlisted(self, listing: Listing) -> set[Key]:
+        """Remove the objects that a list would have shown if they still existed."""
+        keys: set[Key] = set()
+        for key, old in list(self._objects[listing.resource.kind].items()):
+            listed = listing.namespace in ("", key[0])
+            if listed and key not in listing.keys and version_of(old) <= listing.version:
+                keys |= self.drop(listing.resource, old)
         return keys
 
     def replace_family(self, key: Key, objects: Iterable[Obj], newest: Mapping[str, int]) -> None:
@@ -234,3 +248,21 @@ def _slim(resource: Resource, obj: Obj) -> Obj:
         return obj
     meta = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
     return {**obj, "metadata": meta}
+
+
+def _shared(value: Any) -> Any:
+    """Return a copy of a value that shares its names and short texts with other objects.
+
+    What is parsed shares nothing, and a thousand resources have the same fields.
+    """
+    if isinstance(value, dict):
+        return {_the_same(name): _shared(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_shared(part) for part in value]
+    return _the_same(value) if isinstance(value, str) and len(value) <= _SHORT else value
+
+
+@lru_cache(maxsize=8192)
+def _the_same(text: str) -> str:
+    """Return one object for all texts that are equal."""
+    return text

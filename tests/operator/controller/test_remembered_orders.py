@@ -128,6 +128,25 @@ async def test_what_a_full_list_finds_wakes_at_once_even_if_it_breaks_off_later(
     assert woken == {KEY}
 
 
+async def test_a_term_begins_with_lists_and_reads_each_resource_by_itself_only_if_they_fail() -> None:
+    world = World()
+    await world.settle()
+    world.restart()
+    kube: Any = world.kube
+    assert await full_list.unread(kube, world.cache, []) == []
+    assert world.cache.keys() == [KEY]
+    assert {obj["kind"] for obj in world.cache.family(KEY)} >= {"Deployment", "DisaggPool", "Service"}
+    listed = world.kube.list
+
+    async def away(resource: Resource, *more: Any) -> list[Obj]:
+        if resource is SERVICE:
+            raise Retry("away")
+        return await listed(resource, *more)
+
+    world.kube.list = away  # type: ignore[assignment, method-assign]
+    assert await full_list.unread(kube, world.cache, []) == [KEY]
+
+
 async def test_what_was_accepted_before_is_known_although_the_cache_takes_the_resource_for_new() -> None:
     """Another operator has created everything and led until now; no event of that has come."""
     world = World()

@@ -69,6 +69,16 @@ async def test_an_edit_is_carried_out_from_a_fresh_read() -> None:
     assert await world.step() == 0
 
 
+async def test_an_edit_that_changes_no_child_is_accepted_from_a_fresh_read() -> None:
+    world = Counted()
+    await world.step()
+    world.edit(rollout={"revisionHistoryLimit": 5})
+    log = len(world.kube.log)
+    assert await world.step() >= FRESH
+    assert ("apply", "ConfigMap", "chat-accepted-spec") in world.kube.log[log:]
+    assert await world.step() == 0
+
+
 async def test_a_status_follows_what_the_cache_says_without_a_read() -> None:
     world = Counted()
     await world.step()

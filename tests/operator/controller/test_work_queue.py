@@ -195,6 +195,27 @@ def test_no_run_of_a_full_list_begins_during_an_edit_but_that_has_an_end() -> No
     assert q.pop(0.0) == ("ns", "z")
 
 
+def test_an_edit_that_hangs_holds_a_full_list_up_for_a_few_seconds_only() -> None:
+    q = QueueState()
+    q.add(A, 0.0, lane=Lane.EDIT)
+    q.add(B, 0.0, lane=Lane.RESYNC)
+    assert (q.pop(1.0), q.pop(1.0), q.next_due()) == (A, None, 6.0)
+    assert (q.pop(5.9), q.pop(6.0), q.next_due()) == (None, B, None)
+
+
+def test_a_full_list_leaves_workers_for_edits() -> None:
+    q = QueueState(max_resync=2)
+    for name in "vwxyz":
+        q.add(("ns", name), 0.0, lane=Lane.RESYNC)
+    assert [q.pop(0.0) for _ in range(3)] == [("ns", "v"), ("ns", "w"), None]
+    assert q.next_due() is None
+    q.add(A, 0.0, lane=Lane.EDIT)
+    assert q.pop(0.0) == A
+    for key in (A, ("ns", "v")):
+        q.done(key, 0.0)
+    assert [q.pop(0.0), q.pop(0.0)] == [("ns", "x"), None]
+
+
 @pytest.mark.parametrize("first", ["the time", "the list"])
 def test_a_full_list_delays_no_key_whose_time_comes(first: str) -> None:
     """A step of a rollout that is due in 0.1 s does not wait for a thousand other resources."""

@@ -235,6 +235,28 @@ def test_the_kubelet_keeps_the_last_words_of_every_container(name: str) -> None:
             assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", container["name"]
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_no_container_gets_its_signal_before_it_can_hear_it(name: str) -> None:
+    for deployment in (o for o in render(example(name), FACTS) if o["kind"] == "Deployment"):
+        for container in deployment["spec"]["template"]["spec"]["containers"]:
+            assert list(container["lifecycle"]["preStop"]) in (["sleep"], ["httpGet"]), container["name"]
+
+
+@pytest.mark.parametrize(
+    ("hooks", "expected"),
+    [
+        ({"preStop": {"exec": {"command": ["true"]}}}, {"preStop": {"exec": {"command": ["true"]}}}),
+        (
+            {"postStart": {"exec": {"command": ["true"]}}},
+            {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"sleep": {"seconds": 1}}},
+        ),
+    ],
+)
+def test_a_hook_of_the_podtemplate_takes_the_place_of_the_pause(hooks: Obj, expected: Obj) -> None:
+    template = {"spec": {"containers": [{"name": "main", "lifecycle": hooks}]}}
+    assert _worker(_objects(decode={"podTemplate": template}), "decode")["lifecycle"] == expected
+
+
 def test_an_earlier_renderer_knows_none_of_the_later_steps() -> None:
     found = _objects(dataclasses.replace(FACTS, images=Images(renderer=renderer.FIRST)))
     assert ("NetworkPolicy", "chat-router") not in found

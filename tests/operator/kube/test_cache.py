@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -55,6 +56,20 @@ def test_a_request_to_update_the_runtime_wakes_and_other_annotations_do_not() ->
         changed = {**asked, "metadata": {**asked["metadata"], "annotations": marks}}
         assert cache.put(DISAGG_DEPLOYMENT, changed) == woken
     assert cache.objects(DISAGG_DEPLOYMENT) == [changed]
+
+
+def test_objects_share_their_names_and_short_texts() -> None:
+    cache, long = Cache(), "x" * 100
+    for name in ("p", "q"):
+        container = {"image": "w:1", "env": [name, 1, None, {"value": "some words"}], "long": long}
+        cache.put(POD, json.loads(json.dumps({**pod(name), "spec": {"containers": [container]}})))
+    one, other = (obj["spec"]["containers"][0] for obj in cache.objects(POD))
+    assert (one["env"][:3], other["env"][:3], other["long"]) == (["p", 1, None], ["q", 1, None], long)
+    assert one["env"][3]["value"] is other["env"][3]["value"]
+    assert all(a is b for a, b in zip(one, other, strict=True))
+    before = cache.objects(POD)
+    cache.put(POD, json.loads(json.dumps(before[0] | {"metadata": {**before[0]["metadata"], "managedFields": []}})))
+    assert cache.objects(POD)[0] is before[0]  # nothing is copied that has not changed
 
 
 def test_a_pod_wakes_its_deployment_when_its_readiness_changes() -> None:

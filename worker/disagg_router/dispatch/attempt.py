@@ -323,6 +323,8 @@ class Attempt:
     def _prefilled_by_decode(self) -> None:
         """Note that decode lacks so little of the prompt that it computes it itself."""
         self._prefilling.close()
+        state = self._state
+        self._table.not_prefilled([*state.prompt, *state.emitted], state.tenant, state.identity, self._choice)
         self._choice = Choice(None, self._choice.decode)
         self._trace.prefill, self._trace.reason = None, series.FEW_MISSING
         self._take()

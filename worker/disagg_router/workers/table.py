@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import httpx
 
@@ -29,6 +28,7 @@ from disagg_router.workers.coming_models import ComingModels
 from disagg_router.workers.lease import Limits, Verdict
 from disagg_router.workers.leaving_workers import LeavingWorkers
 from disagg_router.workers.lifelines import Lifelines
+from disagg_router.workers.missed_polls import MissedPolls
 from disagg_router.workers.pair_choice import (
     Choice,
     Inflight,
@@ -38,12 +38,12 @@ from disagg_router.workers.pair_choice import (
     pair_key,
 )
 from disagg_router.workers.pair_link import Link, declared
-from disagg_router.workers.prefix_affinity import PrefixMap, prefix_names
+from disagg_router.workers.prefix_affinity import STRIDE_TOKENS, PrefixMap, prefix_names
 from disagg_router.workers.pulses import Pulses
 from disagg_router.workers.reserves import with_reserves
 from disagg_router.workers.rounds import Job, Rounds
 from disagg_router.workers.texts import Texts
-from disagg_router.workers.worker_info import Identity, Member, Worker, name_of, parse_info
+from disagg_router.workers.worker_info import Identity, Member, Membership, Worker, name_of, parse_info
 from disagg_wire.protocol import DRAINING, READY
 from disagg_wire.room import Room
 
@@ -54,24 +54,6 @@ _MISSES = 2
 _PATIENCE_S = 0.5
 # The time for which it is known that a worker was lost; no poll takes as long.
 _REMEMBERED_S = 60.0
-
-
-class Membership(Protocol):
-    """A source of the list of workers."""
-
-    synced: bool
-
-    @property
-    def deserted(self) -> bool:
-        """Whether the deployment itself is gone, so that no worker will come any more."""
-
-    def members(self) -> dict[str, Member]: ...
-
-    def leaving(self) -> dict[str, Member]:
-        """Return the workers that are about to end, as far as they are listed."""
-
-    async def run(self) -> None:
-        """Keep the list current until cancelled."""
 
 
 class WorkerTable:
@@ -95,8 +77,6 @@ class WorkerTable:
         self.gave_up: Callable[[str], None] = lambda _: None
         """Called with the reason when a worker is given up together with its streams."""
         self._rounds = Rounds()
-        # When the first of the polls began that a worker has missed in a row, by name.
-        self._silent_since_s: dict[str, float] = {}
         self.names = names or KnownNames("", 0.0)
         self.catalogue = Catalogue()
         self.canary: Canary | None = None
@@ -113,7 +93,7 @@ class WorkerTable:
         """Whether this router has requests to answer."""
         self.ending = False
         """Whether this router is about to end, and the workers perhaps with it."""
-        self._misses: Counter[str] = Counter()
+        self._misses = MissedPolls()
         self._requests: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
         self._texts = Texts(client)
@@ -205,6 +185,13 @@ class WorkerTable:
         if choice.prefill is None:
             self._prefixes.sent(names, choice.decode.incarnation)
 
+    def not_prefilled(self, tokens: Sequence[int], tenant: str, identity: Identity, choice: Choice) -> None:
+        """Note that the prefill worker of a choice has not computed these tokens after all."""
+        if choice.prefill is not None:
+            names = prefix_names(tokens, tenant, identity.adapter)
+            known = -(-(len(tokens) - choice.computed_tokens) // STRIDE_TOKENS)
+            self._prefixes.not_sent(names[known:], choice.prefill.incarnation)
+
     def is_fresh(self, worker: Worker, arrived_s: float) -> bool:
         """Return whether a worker was not warm yet for a request that arrived at that time.
 
@@ -214,11 +201,13 @@ class WorkerTable:
         return self.warm_up_s > 0 and arrived_s < used_since_s + self.warm_up_s
 
     def uncached_tokens(self, tokens: Sequence[int], tenant: str, identity: Identity) -> int:
-        """Return how many tokens of a prompt will probably have to be computed, whichever worker
-        does it.
+        """Return how many tokens of a prompt will probably have to be computed, whichever prefill
+        worker does it, or decode worker where there are none.
         """
         found = self._prefixes.cached_tokens(prefix_names(tokens, tenant, identity.adapter))
-        have = (found.get(w.incarnation, 0) for w in self.workers() if w.offers(identity))
+        able = [w for w in self.workers() if w.offers(identity)]
+        able = [w for w in able if w.serves("prefill")] or able
+        have = (found.get(w.incarnation, 0) for w in able)
         return max(1, len(tokens) - max(have, default=0))
 
     def note_room(self, worker: Worker, room: Room | None) -> None:
@@ -303,8 +292,7 @@ class WorkerTable:
         for name in set(self._workers) - set(members):
             log.info("worker %s has left", name)
             del self._workers[name]
-        self._misses = Counter({name: n for name, n in self._misses.items() if name in members})
-        self._silent_since_s = {name: s for name, s in self._silent_since_s.items() if name in members}
+        self._misses.keep_only(members.keys())
         self.pulses.keep_only(listed_now)
         # A router that ends may be one of a deployment that is deleted with all its workers.
         active = self.active()
@@ -364,18 +352,16 @@ class WorkerTable:
             info = await self._client.info(member.url, needs=needs)
             worker = parse_info(member, info, self.names.configured)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            self._misses[member.name] += 1
-            since_s = self._silent_since_s.setdefault(member.name, loop_s)
-            if self._misses[member.name] >= _MISSES and member.name in self._workers:
+            missed, since_s = self._misses.missed(member.name, loop_s)
+            if missed >= _MISSES and member.name in self._workers:
                 lost = self._workers.pop(member.name)
                 log.warning("worker %s is lost: %s", member.name, str(error) or type(error).__name__)
                 if not self.pulses.vouches_for(lost):
                     self._give_up(lost, "is lost", "worker_lost", since_s)
-            elif self._misses[member.name] == _MISSES:
+            elif missed == _MISSES:
                 log.warning("worker %s does not answer: %s", member.name, str(error) or type(error).__name__)
             return
-        self._misses[member.name] = 0
-        self._silent_since_s.pop(member.name, None)
+        self._misses.answered(member.name)
         if worker is not None or name_of(info):
             self._have_said[member.name] = member.url
         if worker is not None:

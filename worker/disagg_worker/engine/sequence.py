@@ -71,6 +71,8 @@ class Sequence:
     """The number of layers of the next blocks that were reported to the sender."""
     cached_tokens: int | None = None
     """The tokens of the prompt that were found in the cache when it first started; None before."""
+    is_rest: bool = False
+    """Whether what is computed of the prompt is the rest that is computed here by choice."""
     told_cached: bool = False
     """Whether the sink has been told `cached_tokens`."""
     grammar: TokenMask | None = None
