@@ -137,12 +137,7 @@ class Metrics:
             registry=r,
         )
         self.failovers = Counter(series.ROUTER_FAILOVERS, "Attempts that failed", [series.REASON], registry=r)
-        self.given_up = Counter(
-            series.ROUTER_GIVEN_UP, "Workers that were given up, with their streams", [series.REASON], registry=r
-        )
-        self.retry_waits = Counter(
-            series.ROUTER_RETRY_WAITS, "Further attempts that waited for their budget", registry=r
-        )
+        self._count_faults()
         self.weakened = Counter(series.ROUTER_WEAKENED, "Promises weakened by failovers", [series.WHAT], registry=r)
         self.held = Counter(series.ROUTER_HELD, "Waits for a model that nobody served", [series.OUTCOME], registry=r)
         self.stalled = Counter(series.ROUTER_STALLED_CLIENTS, "Clients cut off for reading nothing", registry=r)
@@ -177,6 +172,15 @@ class Metrics:
         self._completions = Counter(series.ROUTER_COMPLETIONS, "Requests that ended with a whole answer", registry=r)
         self._completed = Counter(series.ROUTER_COMPLETED_TOKENS, "Their tokens", [series.KIND], registry=r)
         self._begin_at_zero()
+
+    def _count_faults(self) -> None:
+        r = self.registry
+        self.given_up = Counter(
+            series.ROUTER_GIVEN_UP, "Workers that were given up, with their streams", [series.REASON], registry=r
+        )
+        self.retry_waits = Counter(
+            series.ROUTER_RETRY_WAITS, "Further attempts that waited for their budget", registry=r
+        )
 
     def _begin_at_zero(self) -> None:
         """Show the series whose labels are known before anything is counted."""

@@ -35,3 +35,10 @@ def test_never_more_than_the_share_the_least_and_the_burst(steps: list[tuple[flo
             times.append(now_s + budget.wait_s(now_s))
     over = [t for t in times if t <= now_s]
     assert len(over) <= 5.0 + (2.0 + 0.2 * arrivals / 10) * now_s + 1.0
+
+
+def test_a_place_that_is_not_there_is_not_waited_for() -> None:
+    budget = RetryBudget(share=0.0, least_per_s=1.0, burst=2.0)
+    assert [budget.spare(0.0) for _ in range(3)] == [True, True, False]
+    assert [budget.spare(1.0) for _ in range(2)] == [True, False]
+    assert budget.wait_s(1.0) == 1.0
