@@ -136,7 +136,6 @@ class Metrics:
             [series.PATH, series.REASON],
             registry=r,
         )
-        self.failovers = Counter(series.ROUTER_FAILOVERS, "Attempts that failed", [series.REASON], registry=r)
         self._count_faults()
         self.weakened = Counter(series.ROUTER_WEAKENED, "Promises weakened by failovers", [series.WHAT], registry=r)
         self.held = Counter(series.ROUTER_HELD, "Waits for a model that nobody served", [series.OUTCOME], registry=r)
@@ -175,6 +174,7 @@ class Metrics:
 
     def _count_faults(self) -> None:
         r = self.registry
+        self.failovers = Counter(series.ROUTER_FAILOVERS, "Attempts that failed", [series.REASON], registry=r)
         self.given_up = Counter(
             series.ROUTER_GIVEN_UP, "Workers that were given up, with their streams", [series.REASON], registry=r
         )
