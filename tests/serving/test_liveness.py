@@ -44,11 +44,11 @@ class Load:
         """The longest wait for a token of each stream that has ended."""
         self.all_run = asyncio.Event()
 
-    async def run(self, streams: int = STREAMS) -> list[list[int]]:
+    async def run(self, streams: int = STREAMS, limit_s: float = LIMIT_S) -> list[list[int]]:
         """Return the tokens of each stream."""
         self._begun = 0
         self.all_run.clear()
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(limit_s):
             return list(await asyncio.gather(*(self._stream(i, streams) for i in range(streams))))
 
     async def _stream(self, number: int, streams: int) -> list[int]:
@@ -187,10 +187,10 @@ async def test_a_healthy_fleet_never_looks_dead(tmp_path: Path, record_property:
     until_s, streams = time.monotonic() + 60 * MINUTES, 0
     async with workers(tmp_path, ["prefill", "decode", "decode"]), router(tmp_path) as one:
         load = Load(one)
-        expected = await load.run(12)
+        expected = await load.run(12, 600.0)
         with burners():
             while time.monotonic() < until_s:
-                assert await load.run(12) == expected
+                assert await load.run(12, 600.0) == expected
                 streams += 12
         reasons = (series.WORKER_SILENT, series.WORKER_HUNG, series.WORKER_LOST)
         assert [load.given_up(reason) for reason in reasons] == [0, 0, 0]
