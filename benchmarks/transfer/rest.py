@@ -28,9 +28,9 @@ from benchmarks.processes import ROOT, process
 MISSING = (16, 64, 256, 1024)
 START_TOKENS = 900
 STREAMS = 4
-_SHIPPED, _LOCAL = "shipped", "few_tokens_missing"
-_LIMITS = {_SHIPPED: 0, _LOCAL: 4096}
-_WAIT_S = 120.0
+SHIPPED, LOCAL = "shipped", "few_tokens_missing"
+_LIMITS = {SHIPPED: 0, LOCAL: 4096}
+WAIT_S = 120.0
 # What one prompt leaves behind should not delay the next one.
 _REST_S = 0.05
 
@@ -79,7 +79,7 @@ class _Streams:
 
     def _run(self, i: int) -> None:
         body = {"model": "m", "prompt": [1 + i, 2, 3], "max_tokens": 1500, "ignore_eos": True, "stream": True}
-        with httpx.Client(trust_env=False, timeout=_WAIT_S) as http:
+        with httpx.Client(trust_env=False, timeout=WAIT_S) as http:
             while not self._over.is_set():
                 with http.stream("POST", f"{self._url}/v1/completions", json=body) as answer:
                     for line in answer.iter_lines():
@@ -101,9 +101,10 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _routers() -> Iterator[tuple[dict[str, str], int]]:
+def routers(**more: object) -> Iterator[tuple[dict[str, str], int]]:
     """Yield the URLs of two routers before one pair of workers, by the reason that they should give
-    for the path of a prompt, and the process of the decode worker.
+    for the path of a prompt, and the process of the decode worker. The workers have `more`
+    settings.
     """
     with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
         folder = Path(home)
@@ -112,7 +113,7 @@ def _routers() -> Iterator[tuple[dict[str, str], int]]:
         listed = []
         for role in ("prefill", "decode"):
             port = _free_port()
-            model = {"model_uri": f"file://{ROOT / 'models' / 'stdlib-llama'}", "kv_cache_bytes": 256 << 20}
+            model = {"model_uri": f"file://{ROOT / 'models' / 'stdlib-llama'}", "kv_cache_bytes": 256 << 20} | more
             settings = common | model | {"role": role, "port": port, "kv_port": 0, "pod_name": role}
             worker = stack.enter_context(process("disagg_worker", folder / f"{role}.log", **settings))
             listed.append({"name": role, "url": f"http://127.0.0.1:{port}"})
@@ -129,7 +130,7 @@ def _routers() -> Iterator[tuple[dict[str, str], int]]:
 
 
 def _await_pairs(url: str) -> None:
-    until_s = time.monotonic() + _WAIT_S
+    until_s = time.monotonic() + WAIT_S
     while time.monotonic() < until_s:
         try:
             page = httpx.get(f"{url}/metrics", trust_env=False).text
@@ -141,7 +142,7 @@ def _await_pairs(url: str) -> None:
     raise TimeoutError(f"{url} has no pair")
 
 
-def _ask(http: httpx.Client, url: str, prompt: list[int], reason: str) -> float:
+def ask(http: httpx.Client, url: str, prompt: list[int], reason: str) -> float:
     """Return the time to the second token, in seconds: the first of a prompt that is shipped does
     not wait for the transfer.
     """
@@ -164,26 +165,26 @@ def measure(rounds: int) -> list[Row]:
     cases = [(n, reason) for n in MISSING for reason in _LIMITS]
     alone, cpu, pauses = ({case: list[float]() for case in cases} for _ in range(3))
     rng = random.Random(7)
-    with _routers() as (urls, decode), httpx.Client(trust_env=False, timeout=_WAIT_S) as http:
+    with routers() as (urls, decode), httpx.Client(trust_env=False, timeout=WAIT_S) as http:
 
         def new(n: int) -> list[int]:
             """Return a prompt of which decode lacks n tokens."""
             prompt = [rng.randrange(1, 2000) for _ in range(START_TOKENS + n)]
-            _ask(http, urls[_SHIPPED], prompt[:START_TOKENS], _SHIPPED)
+            ask(http, urls[SHIPPED], prompt[:START_TOKENS], SHIPPED)
             time.sleep(_REST_S)
             return prompt
 
         for n, reason in cases * rounds:
             prompt, before_s = new(n), _cpu_s(decode)
-            alone[n, reason].append(_ask(http, urls[reason], prompt, reason))
+            alone[n, reason].append(ask(http, urls[reason], prompt, reason))
             cpu[n, reason].append(_cpu_s(decode) - before_s)
-        with _Streams(urls[_SHIPPED]) as streams:
+        with _Streams(urls[SHIPPED]) as streams:
             for case in cases * rounds:
                 prompt, began_s = new(case[0]), time.monotonic()
-                took_s = _ask(http, urls[case[1]], prompt, case[1])
+                took_s = ask(http, urls[case[1]], prompt, case[1])
                 time.sleep(_REST_S)  # The pause that this is about may still last.
                 pauses[case].append(streams.longest_pause_s(began_s, began_s + took_s))
-    kinds = [(found, way) for found in (alone, cpu, pauses) for way in (_SHIPPED, _LOCAL)]
+    kinds = [(found, way) for found in (alone, cpu, pauses) for way in (SHIPPED, LOCAL)]
     return [Row(n, *(statistics.median(found[n, way]) for found, way in kinds)) for n in MISSING]
 
 

@@ -39,6 +39,7 @@ from disagg_operator.kube.listings import Listing
 from disagg_operator.kube.resources import Resource
 from disagg_operator.settings import BadSettings, OperatorSettings, load
 from disagg_operator.vocabulary import Obj
+from disagg_wire import log_lines
 
 log = logging.getLogger(__name__)
 
@@ -229,9 +230,7 @@ def main() -> int:
     except (BadSettings, creds.NoCredentials) as error:
         print(f"disagg-operator: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    log_lines.configure(settings.log_level, "%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
     return asyncio.run(_run(settings, credentials))

@@ -152,6 +152,9 @@ async def test_a_turn_with_little_that_is_new_is_prefilled_by_decode(tmp_path: P
         assert (then["prefill"], then["decode"]) == (None, trace["decode"])
         assert await s.counted(uncached) == before  # This is no work for prefill workers.
         longer += prompt(200, start=20)
+        table = s.router.table
+        expected = 64 * (len(first) // 64)  # Prefill has not seen the second turn.
+        assert table.uncached_tokens(longer, "", table.catalogue.live()["m"]) == len(longer) - expected
         _, last = await s.ask(longer)
         assert (last["path"], last["reason"], last["decode"]) == ("remote", "shipped", trace["decode"])
         assert 0 < last["kv_bytes"] < 0.25 * s.kv_bytes(len(longer))

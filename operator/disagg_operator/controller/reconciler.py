@@ -53,6 +53,7 @@ from disagg_operator.kube.resources import (
     name_of,
     uid_of,
 )
+from disagg_operator.rollout.steady_times import progress_status
 from disagg_operator.status import changes, conditions
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
@@ -239,6 +240,8 @@ class Reconciler:
                 view=run.live.view,
                 now=self._wall(),
                 reports=run.live.canary,
+                steady=run.live.steady,
+                clock_s=self._clock(),
             )
         )
         if run.step is None:  # a pool is still to be made; its Deployments need its uid
@@ -348,7 +351,7 @@ class Reconciler:
         stored, wall = run.resource.get("status") or {}, self._wall()
         new = conditions.build(run_intent.of(run, self._zero, stored, wall), observed, stored, wall)
         self._zero.told(run.key, run.live, new)
-        if run.step is not None and (progress := rollout_step.progress_status(run.step.plan.progress)) is not None:
+        if run.step is not None and (progress := progress_status(run.step.plan.progress)) is not None:
             new["rollout"] = progress
         await self._write_pool_statuses(run, observed)
         await self.statuses.write(run.resource, new)

@@ -11,6 +11,8 @@ from disagg_operator.vocabulary import Obj, Objs
 USER = 65532
 KEY_MOUNT = "/var/run/disagg/key"
 KEY_FILE = f"{KEY_MOUNT}/cluster-key"
+# The name of the claim inside a pod.
+DEVICE_CLAIM = "devices"
 # A worker may take hours to load its model (hundreds of GB from a shared disk), so the startup
 # probe allows two hours before the worker counts as dead.
 STARTUP_PERIOD_S, STARTUP_FAILURES = 2, 3600
@@ -130,6 +132,14 @@ def _with_requests(resources: Obj, devices: int) -> Obj:
     return {**resources, "requests": {**resources.get("requests", {}), **missing}} if missing else resources
 
 
+def device_claims(dd: DisaggDeployment, role: str) -> Obj:
+    """Return the field of a pod by which each worker gets a claim of its own."""
+    claim = dd.spec.pool(role).device_claim
+    if claim is None:
+        return {}
+    return {"resourceClaims": [{"name": DEVICE_CLAIM, "resourceClaimTemplateName": claim.template_name}]}
+
+
 def worker_resources(dd: DisaggDeployment, role: str, renderer: int) -> Obj:
     """Return the resources of the container that computes, with all devices."""
     pool = dd.spec.pool(role)
@@ -137,7 +147,11 @@ def worker_resources(dd: DisaggDeployment, role: str, renderer: int) -> Obj:
     if renderer >= WORKER_REQUESTS:
         resources = _with_requests(resources, 0 if pool.accelerator is None else pool.accelerator.count)
     devices: dict[str, int] = {}
-    if pool.accelerator is not None and pool.accelerator.count:
+    claim = pool.device_claim
+    if claim is not None:
+        resources["claims"] = [{"name": DEVICE_CLAIM}]
+    claimed = claim is not None and claim.accelerators
+    if pool.accelerator is not None and pool.accelerator.count and not claimed:
         devices[pool.accelerator.resource_name] = pool.accelerator.count
     for name, count in network_devices(dd, role, renderer).items():
         devices[name] = max(count, devices.get(name, 0))

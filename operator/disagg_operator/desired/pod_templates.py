@@ -172,7 +172,7 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
     if pool.accelerator is not None:
         pod |= _nodes(pool.accelerator, images.renderer)
     template: Obj = {"metadata": {"labels": names.labels(dd.metadata.name, role)}, "spec": pod}
-    pod |= _pull_secrets(dd) | _near_prefill(dd, role)
+    pod |= _pull_secrets(dd) | _near_prefill(dd, role) | parts.device_claims(dd, role)
     if links := attachments.links_of(dd, role, images.renderer):
         template["metadata"]["annotations"] = {attachments.NETWORKS_ANNOTATION: attachments.networks_text(links)}
     template = _patched(dd, role, template, pool.pod_template)

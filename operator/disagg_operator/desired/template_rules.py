@@ -122,6 +122,11 @@ class _Rules:
             # Null would remove ours, and leave the pods the namespace's default account.
             if pod[name] not in (False, self._base.get("serviceAccountName")):
                 yield from self._needs(Permission.SERVICE_ACCOUNTS, f"{path}.{name}", "gives the pods other rights")
+        for claim in _named(self._base.get("resourceClaims")):
+            given = pod.get("resourceClaims", [])
+            if given is None or any(other["name"] == claim["name"] for other in _named(given)):
+                where = f"{path}.resourceClaims[{claim['name']}]"
+                yield from self._owned(where, "is the claim of the operator; use deviceClaim")
         yield from self._unlisted(pod, _POD | _HOST_NAMESPACES | _ACCOUNT, path)
         yield from self._grace(pod.get("terminationGracePeriodSeconds"), f"{path}.terminationGracePeriodSeconds")
         yield from self._security(pod.get("securityContext", {}), _POD_SECURITY, f"{path}.securityContext")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,19 @@ def test_the_workers_policy_lets_in_routers_and_peers_only() -> None:
 def test_workers_reach_the_web_only_to_fetch_a_model_from_there(uri: str, web: bool) -> None:
     egress = _objects(model={"uri": uri})["NetworkPolicy", "chat-workers"]["spec"]["egress"]
     assert any(p["port"] == 443 for rule in egress for p in rule["ports"]) is web
+
+
+def test_the_web_has_no_metadata_services() -> None:
+    [web] = [r for r in _objects(model={"uri": "hf://org/m"})["NetworkPolicy", "chat-workers"]["spec"]["egress"]
+             if any(p["port"] == 443 for p in r["ports"])]  # fmt: skip
+    blocks = {peer["ipBlock"]["cidr"]: peer["ipBlock"]["except"] for peer in web["to"] if "ipBlock" in peer}
+    assert blocks.keys() == {"0.0.0.0/0", "::/0"}
+    for cidr, excepted in blocks.items():
+        version = ipaddress.ip_network(cidr).version
+        assert all(ipaddress.ip_network(e).version == version for e in excepted)
+        for address in ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254"):
+            inside = [e for e in excepted if ipaddress.ip_address(address) in ipaddress.ip_network(e)]
+            assert bool(inside) is (ipaddress.ip_address(address).version == version)
 
 
 def test_routers_may_read_the_slices_of_their_namespace_and_nothing_else() -> None:

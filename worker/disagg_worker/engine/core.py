@@ -393,8 +393,9 @@ class TorchEngine:
         with self._wake:
             for item in step.done:
                 self._queues.note_computed(sequence(item))
+        alone = not all(isinstance(outcome, Exception) for _, outcome in step.outcomes)
         for s, outcome in step.outcomes:
             if not s.cancelled:
-                self._settler.settle(s, outcome)
+                self._settler.settle(s, outcome, alone=alone)
         with self._wake:
             self._queues.prefilling.clear()

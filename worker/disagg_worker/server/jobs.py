@@ -59,10 +59,12 @@ class Node:
     def open_sender(
         self, request: PrefillRequest, ticket: Ticket, on_done: Callable[[TransferDone], None]
     ) -> TcpKvSender:
-        """Return the sender for a ticket: it writes by itself if that is offered."""
+        """Return the sender for a ticket: it writes by itself if that is offered, and has not just
+        failed.
+        """
         source = (self.listener.host, self.interface)
         ends = ticket, self.key, self.incarnation, request.tokens, source, on_done
-        if ticket.offer and self.nixl is not None:
+        if ticket.offer and self.nixl is not None and not self.nixl.writer.avoids(ticket.decode_incarnation):
             nixl, layout = self.nixl, self.engine.layout
             return NixlKvSender(*ends, writer=nixl.writer, layout=layout, place=nixl.place)
         return TcpKvSender(*ends, connections=self.connections)

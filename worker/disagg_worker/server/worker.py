@@ -126,7 +126,7 @@ class Worker(Endpoint):
 
         Without it nothing is offered, and KV comes over TCP.
         """
-        if not nixl.landings.is_open:
+        if nixl.landings.may_open:
             try:
                 await asyncio.to_thread(nixl.landings.open)
             except Exception as failure:  # Its errors have no common type.
