@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from disagg_worker.values.kv_blocks import InMemory, KvBlocks, Region
 from disagg_worker.values.layouts import KvLayout
@@ -28,9 +30,18 @@ class Memory(InMemory):
         self.region = Region(address, LAYOUT.layers * LAYOUT.layer_block_bytes, self.n_blocks)
 
     def view(self, layer: int, block: int) -> memoryview:
+        return self._views(layer, [block])[0]
+
+    def _views(self, layer: int, ids: Sequence[int]) -> list[memoryview]:
+        """Return what disagg_worker.execution.cache_memory does, in the same way."""
+        held, size = memoryview(self.bytes), LAYOUT.layer_block_bytes
+        first, step = layer * size, LAYOUT.layers * size
         # The blocks of a prompt that is longer lie on those before them.
-        start = (block % self._room * LAYOUT.layers + layer) * LAYOUT.layer_block_bytes
-        return memoryview(self.bytes)[start : start + LAYOUT.layer_block_bytes]
+        starts = [first + block % self._room * step for block in ids]
+        return [held[start : start + size] for start in starts]
+
+    def reading(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
+        return nullcontext(self._views(layer, ids))
 
     def blocks(self, first: int, n: int) -> KvBlocks:
         return KvBlocks(self, range(first, first + n))

@@ -10,7 +10,7 @@ import pytest
 from tests.integration.apiserver import ApiServer
 from tests.integration.operator_process import Cluster, Operator, eventually, operator
 
-from disagg_operator.kube.resources import DISAGG_SCALER
+from disagg_operator.kube.resources import CONTROLLER_REVISION, DISAGG_SCALER
 from disagg_operator.vocabulary import FIELD_MANAGER
 
 pytestmark = pytest.mark.apiserver
@@ -51,10 +51,11 @@ async def test_a_new_resource_is_judged_once_and_written_once_and_nothing_is_rea
 ) -> None:
     async with operator(server, tmp_path, cluster.namespace) as running:
 
-        async def works() -> bool:
-            return await running.metric("disagg_operator_sweep_seconds_count") > 0
+        async def has_listed() -> bool:
+            made = calls(server, cluster.namespace)
+            return [path for verb, path, _ in made if verb == "list"].count(CONTROLLER_REVISION.plural) == 2
 
-        await eventually("the operator leads, and has listed everything", works)
+        await eventually("it has listed everything, also for its term", has_listed)
         before = len(calls(server, cluster.namespace))
         await cluster.apply_resource()
         skip = before + 1  # the test's own call

@@ -7,14 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from tests.wire.shapes import AMBIGUOUS, IN_CHUNKS, PLAIN
 
-from disagg_protocol.patient_http import patient_protocol
+from disagg_protocol.patient_http import guarded
 from disagg_protocol.process import QuietServer
 from disagg_wire.connection_guard import ConnectionLimits, Port
 
@@ -30,13 +29,12 @@ async def connected(
     limits: ConnectionLimits = SOON,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     app = Starlette(routes=[Route("/", echo, methods=["POST"])])
-    http = patient_protocol(Port(limits))
-    server = QuietServer(uvicorn.Config(app, http=http, log_level="critical", port=0, lifespan="off"))
+    port = Port(limits)
+    server = QuietServer(guarded(app, port, 1, log_level="critical", port=0, lifespan="off"))
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
     try:
         async with asyncio.timeout(20):
             yield reader, writer
@@ -44,6 +42,7 @@ async def connected(
         writer.close()
         server.should_exit = True
         await serving
+        assert len(port.slots) == 0
 
 
 async def ended(reader: asyncio.StreamReader) -> bool:
@@ -99,3 +98,13 @@ async def test_ambiguous_requests_are_refused(shape: str) -> None:
     async with connected(ConnectionLimits()) as (reader, writer):
         writer.write(AMBIGUOUS.get(shape, IN_CHUNKS))
         assert (await reader.read()).startswith(b"HTTP/1.1 400")
+
+
+async def test_no_connection_becomes_another_protocols() -> None:
+    asks = (
+        b"host: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\nsec-websocket-version: 13\r\n"
+    )
+    async with connected(ConnectionLimits(idle_s=0.3)) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\n" + asks + b"\r\n")
+        assert b" 405 " in await reader.readline()
+        await reader.read()

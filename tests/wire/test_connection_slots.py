@@ -41,6 +41,19 @@ def test_what_is_engaged_stays() -> None:
     assert len(slots) == 3
 
 
+def test_where_few_dawdle_the_new_one_goes() -> None:
+    slots = ConnectionSlots[str](3, 2)
+    for name in ("a1", "a2", "b1"):
+        slots.enter(name, name[0])
+    assert slots.enter("a3", "a") == "a1"  # four are more than few
+    slots.engage("a2")
+    slots.engage("b1")
+    assert slots.enter("a4", "a") == "a4"
+    slots.leave("b1")
+    assert slots.enter("a5", "a") is None
+    assert slots.enter("a6", "a") == "a3"
+
+
 def test_what_is_not_here_is_left_alone() -> None:
     slots = full()
     slots.engage("a1")

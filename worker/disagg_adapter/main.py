@@ -14,7 +14,6 @@ import secrets
 import socket
 import sys
 
-import uvicorn
 import uvloop
 
 from disagg_adapter import model_folder, settings
@@ -25,7 +24,7 @@ from disagg_adapter.server import container_routes
 from disagg_adapter.server.adapter import Adapter
 from disagg_protocol import network_interfaces
 from disagg_protocol.errors import EngineError
-from disagg_protocol.patient_http import patient_protocol
+from disagg_protocol.patient_http import guarded
 from disagg_protocol.process import Process, QuietServer
 from disagg_wire import log_lines
 from disagg_wire.connection_guard import ConnectionLimits, Port
@@ -116,17 +115,7 @@ async def serve(s: settings.Settings) -> int:
     if s.kv_interface:
         host = await asyncio.to_thread(network_interfaces.wait_for_ipv4, s.kv_interface, _INTERFACE_TIMEOUT_S)
     adapter.interface = s.kv_interface or network_interfaces.interface_of(host)
-    config = uvicorn.Config(
-        adapter.door.app,
-        http=patient_protocol(Port(ConnectionLimits())),
-        log_level="warning",
-        access_log=False,
-        # Longer than the other adapters' clients keep idle connections, so that none is reused in
-        # the moment in which it is closed.
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=1,
-    )
-    handovers = QuietServer(config)
+    handovers = QuietServer(guarded(adapter.door.app, Port(ConnectionLimits()), 1))
     process = Process(adapter, s.host, s.port, s.drain_timeout_s, container_routes.routes(adapter))
     with socket.create_server((host, s.kv_port), backlog=2048) as listening:
         adapter.handover_address = (host, listening.getsockname()[1])

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from disagg_wire.connection_guard import ConnectionGuard, Port
@@ -72,7 +74,20 @@ class _PatientProtocol(HttpToolsProtocol):
         self._guard.resumed()
 
 
-def patient_protocol(port: Port) -> type[HttpToolsProtocol]:
-    """Return the class of the connections of a port."""
-    members: dict[str, Any] = {"port": port}
-    return type("PatientProtocol", (_PatientProtocol,), members)
+def guarded(app: ASGIApp, connections: Port, shutdown_s: int, **options: Any) -> uvicorn.Config:
+    """Return the configuration of a server whose connections are guarded.
+
+    When it ends, requests have `shutdown_s` seconds. An idle connection is kept for longer than
+    clients keep it, so that none is used again in the moment in which it is closed.
+    """
+    members: dict[str, Any] = {"port": connections}
+    return uvicorn.Config(
+        app,
+        http=type("PatientProtocol", (_PatientProtocol,), members),
+        # A connection that becomes another protocol's would have no guard any more.
+        ws="none",
+        access_log=False,
+        timeout_keep_alive=round(connections.limits.idle_s),
+        timeout_graceful_shutdown=shutdown_s,
+        **({"log_level": "warning"} | options),
+    )

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from disagg_protocol import pulse
 from disagg_protocol.app import create_app
 from disagg_protocol.endpoint import Endpoint
-from disagg_protocol.patient_http import patient_protocol
+from disagg_protocol.patient_http import guarded
 from disagg_protocol.pulse import Pulse
 from disagg_wire import drain_report, termination_log
 from disagg_wire.connection_guard import ConnectionLimits, Port, raise_file_limit
@@ -59,14 +59,9 @@ class Process:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self.pulse = Pulse()
-        config = uvicorn.Config(
-            create_app(endpoint, [*more, pulse.route(endpoint, self.pulse)]),
-            http=patient_protocol(Port(ConnectionLimits(raise_file_limit(_MAX_CONNECTIONS)))),
-            log_level="warning",
-            access_log=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=max(1, round(self._grace_s)),
-        )
+        limits = ConnectionLimits(raise_file_limit(_MAX_CONNECTIONS))
+        app = create_app(endpoint, [*more, pulse.route(endpoint, self.pulse)])
+        config = guarded(app, Port(limits), max(1, round(self._grace_s)))
         self._server = QuietServer(config)
 
     @property

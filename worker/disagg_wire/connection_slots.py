@@ -27,9 +27,12 @@ class ConnectionSlots(Generic[ConnectionT]):
     """
 
     most: int
+    few: int = 0
+    """Where no more than so many are not engaged, a new one itself goes: nobody else dawdles."""
     _places: dict[ConnectionT, _Place] = field(default_factory=dict)
     _loose: dict[str, dict[ConnectionT, None]] = field(default_factory=dict)
     """Those that are not engaged by peer, the one that has been so for longest first."""
+    _engaged: int = 0
 
     def __len__(self) -> int:
         return len(self._places)
@@ -40,8 +43,10 @@ class ConnectionSlots(Generic[ConnectionT]):
         self._loose.setdefault(peer, {})[connection] = None
         if len(self._places) <= self.most:
             return None
-        largest = max(self._loose, key=lambda name: len(self._loose[name]))
-        victim = next(iter(self._loose[largest]))
+        victim = connection
+        if len(self._places) - self._engaged > self.few:
+            largest = max(self._loose, key=lambda name: len(self._loose[name]))
+            victim = next(iter(self._loose[largest]))
         self.leave(victim)
         return victim
 
@@ -50,6 +55,7 @@ class ConnectionSlots(Generic[ConnectionT]):
         place = self._places.get(connection)
         if place is not None and not place.engaged:
             place.engaged = True
+            self._engaged += 1
             self._forget(connection, place.peer)
 
     def disengage(self, connection: ConnectionT) -> None:
@@ -57,12 +63,15 @@ class ConnectionSlots(Generic[ConnectionT]):
         place = self._places.get(connection)
         if place is not None and place.engaged:
             place.engaged = False
+            self._engaged -= 1
             self._loose.setdefault(place.peer, {})[connection] = None
 
     def leave(self, connection: ConnectionT) -> None:
         """Remove a connection, if it is here."""
         place = self._places.pop(connection, None)
-        if place is not None and not place.engaged:
+        if place is not None and place.engaged:
+            self._engaged -= 1
+        elif place is not None:
             self._forget(connection, place.peer)
 
     def peers(self) -> Counter[str]:

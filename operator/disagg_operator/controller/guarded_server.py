@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -26,8 +27,7 @@ class _GuardedProtocol(asyncio.Protocol):
         self._transport = transport
         self._guards[transport] = self._guard
         self._inner.connection_made(transport)
-        if isinstance(transport, asyncio.Transport):
-            self._guard.made(transport)
+        self._guard.made(cast("asyncio.Transport", transport))  # that of another event loop is none by its type
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._guard.lost()

@@ -262,7 +262,7 @@ class Runtime:
 
     async def _term(self) -> None:
         """Do the work of the operator that leads; ends only by a bug or when it is cancelled."""
-        self._views.doubt(await full_list.unread(self._kube, self.cache, self._settings.namespaces))
+        self._views.believed = False
         self._updates.begin(self.cache.objects(DISAGG_POOL))
         await self._sweep()
         async with asyncio.TaskGroup() as group:
@@ -278,7 +278,16 @@ class Runtime:
             group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
             watch = WakeWatch(self.cache, self.live, self._bearer_of, lambda k: self._wake_all({k}, 0.0, urgent=True))
             group.create_task(watch.run())
-            self._wake_all(set(self.cache.keys()), 0.0, urgent=True, lane=Lane.RESYNC)
+            group.create_task(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        """Begin with all resources once it is known what others wrote until a moment ago.
+
+        Edits do not wait for that.
+        """
+        self._views.doubt(await full_list.unread(self._kube, self.cache, self._settings.namespaces))
+        self._views.believed = True
+        self._wake_all(set(self.cache.keys()), 0.0, urgent=True, lane=Lane.RESYNC)
 
     async def resync(self) -> None:
         """List all watched kinds, repair the cache, and queue every resource. Raises KubeError."""

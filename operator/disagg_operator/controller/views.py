@@ -5,8 +5,8 @@ it finds something to do, it is broken off and repeated with everything read fro
 every other write to a resource that exists rests on a fresh read, and a resource with which all is
 well costs no call. A new resource, of which nothing exists yet, is created without a read.
 
-What the cache says of a key is not believed after a failure, nor, if everything can't be listed
-then, when a term begins.
+What the cache says of a key is not believed after a failure, nor when a term begins, until
+everything has been listed.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class Views:
         # The Secrets by namespace and name, and when each was seen.
         self._secrets: dict[Key, tuple[Obj, float]] = {}
         self.door = Door(kube, self._note)
+        # Whether the cache has what others wrote before this term.
+        self.believed = True
 
     def doubt(self, keys: Iterable[Key]) -> None:
         """Let the next run of each of these keys read from the API server."""
@@ -87,7 +89,7 @@ class Views:
 
     async def remembered(self, key: Key) -> View | None:
         """Return what the cache says of a resource, or None if that is not enough."""
-        if self._cache is None or key in self._doubtful:
+        if self._cache is None or not self.believed or key in self._doubtful:
             return None
         resource = self._cache.get(DISAGG_DEPLOYMENT, key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):

@@ -104,6 +104,15 @@ async def test_after_a_failure_everything_is_read_anew() -> None:
     assert world.replicas("decode") == (3, 3)
 
 
+async def test_nothing_is_believed_before_all_is_listed() -> None:
+    world = Counted()
+    world.views.believed = False
+    assert await world.step() > FRESH
+    assert await world.step() == FRESH
+    world.views.believed = True
+    assert await world.step() == 0
+
+
 async def test_what_the_operator_wrote_itself_is_known_before_its_events_come() -> None:
     world = Counted()
     await world.step()

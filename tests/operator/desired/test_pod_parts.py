@@ -98,3 +98,20 @@ def test_a_claim_stands_for_the_accelerators_unless_it_is_for_other_devices() ->
     _, resources = made(templateName="nics", accelerators=False)
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == "2"
     assert resources["claims"] == [{"name": "devices"}]
+
+
+def test_containers_of_the_operator_hear_the_signal_and_keep_their_own_hooks() -> None:
+    own = {"preStop": {"httpGet": {"path": "/x"}}}
+
+    def hooks(version: int) -> list[Any]:
+        containers: list[dict[str, Any]] = [{"name": "main"}, {"name": "adapter", "lifecycle": own}, {"name": "other"}]
+        parts.hear_the_signal({"spec": {"containers": containers}}, version)
+        return [container.get("lifecycle") for container in containers]
+
+    assert hooks(renderer.CURRENT) == [parts.AFTER_START, own, None]
+    assert hooks(renderer.FIRST) == [None, own, None]
+
+
+def test_the_end_of_the_log_is_kept() -> None:
+    assert parts.last_words() == {"terminationMessagePolicy": "FallbackToLogsOnError"}
+    assert parts.last_words(renderer.FIRST) == {}

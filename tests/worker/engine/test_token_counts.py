@@ -64,3 +64,10 @@ def test_a_long_prompt_is_read_once() -> None:
     for _ in range(20):
         tokens.append(sample(logits, PENALISED, tokens, 30_000, counts=counts).token)
     assert 30_000 <= tokens.read < 30_000 + 200
+
+
+def test_there_is_room_for_every_token() -> None:
+    counts, tokens = TokenCounts(), list(range(VOCAB)) * 2
+    assert counts.seen(tokens).tolist() == list(range(VOCAB))
+    output, numbers = counts.output(tokens, 1)
+    assert dict(zip(output.tolist(), numbers.tolist(), strict=True)) == {0: 1} | dict.fromkeys(range(1, VOCAB), 2)

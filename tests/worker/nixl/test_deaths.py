@@ -19,7 +19,7 @@ from tests.worker.nixl.networks import namespaces
 from tests.worker.oracle import MODEL
 from tests.worker.server.rig import KEY
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 TLS = {"shm": "cma,tcp", "tcp": "tcp"}
 _SENT = 'disagg_kv_transfers_total{direction="sent",evidence="Proved",transport="%s"}'
 
@@ -64,7 +64,7 @@ async def frozen(served: Deployment, name: str, seconds: float) -> None:
         served.members[name].signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("transport", ["shm", pytest.param("tcp", marks=pytest.mark.long)])
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
 async def test_workers_that_die_or_freeze_in_the_middle_cost_no_stream_and_no_block(
     weights: Path, nixl: Path, transport: str
 ) -> None:

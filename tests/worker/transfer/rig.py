@@ -8,7 +8,8 @@ import queue
 import secrets
 import socket
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +29,14 @@ TOKENS = list(range(10, 20))
 BLOCKS = 3
 VOCAB = 64
 FIRST = TokenEvent(0, 7)
+
+
+def until(what: Callable[[], bool]) -> None:
+    """Wait until something holds, for 20 s at most."""
+    deadline_s = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
 
 
 class Memory(InMemory):
@@ -69,7 +78,7 @@ class Rig:
     """A listener with one announced transfer at a time; its outcome is in `outcomes`."""
 
     def __init__(self, idle_s: float) -> None:
-        self.listener = KvListener("127.0.0.1", 0, KEY, LAYOUT, VOCAB, idle_s=idle_s, max_connections=4)
+        self.listener = KvListener("127.0.0.1", 0, KEY, LAYOUT, VOCAB, idle_s=idle_s, max_connections=12)
         self.outcomes: queue.SimpleQueue[Received | tuple[str, str]] = queue.SimpleQueue()
 
     def announce(self, **bound: Any) -> Session:

@@ -7,13 +7,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from tests.worker.transfer.rig import BLOCKS, Memory
+from tests.worker.transfer.rig import BLOCKS, Memory, until
 
 from disagg_worker.transfer import landing
 from disagg_worker.transfer.frames import FrameError
@@ -83,13 +82,6 @@ class Rig:
 class InRegion(Memory):
     def written_in_region(self) -> None:
         pass
-
-
-def until(what: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
 
 
 @pytest.fixture

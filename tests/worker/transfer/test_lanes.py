@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import queue
 import socket
 import threading
@@ -11,7 +12,19 @@ from contextlib import contextmanager
 
 import pytest
 from tests.worker.transfer.bound_rig import CRC, MAC, PREFILL
-from tests.worker.transfer.rig import FIRST, KEY, LAYOUT, SOURCE, TOKENS, VOCAB, Memory, big_block, layer_blocks, rig
+from tests.worker.transfer.rig import (
+    FIRST,
+    KEY,
+    LAYOUT,
+    SOURCE,
+    TOKENS,
+    VOCAB,
+    Memory,
+    big_block,
+    layer_blocks,
+    rig,
+    until,
+)
 
 from disagg_protocol.events import ErrorEvent
 from disagg_protocol.ticket import Ticket, sign
@@ -129,14 +142,21 @@ def test_several_connections_share_the_layers() -> None:
 
 
 @pytest.mark.usefixtures("eager")
-def test_a_transfer_goes_on_if_no_further_connection_is_to_be_had() -> None:
+def test_a_transfer_goes_on_if_no_further_connection_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     r = KvListener("127.0.0.1", 0, KEY, LAYOUT, VOCAB, max_connections=1)
     with rig() as other:
         other.listener.close()
         other.listener = r
         session = other.announce(**MAC)
         sending = Sending(session.ticket, 4)
-        sending.all()
+        # As long as it has shown no ticket, a connection gives way to another.
+        with monkeypatch.context() as alone:
+            alone.setattr(lanes, "_HELP_FROM_BYTES", math.inf)
+            sending.sender.layer_ready(0, 0, layer_blocks())
+            until(lambda: r.begun(session))
+        for layer in range(1, LAYOUT.layers):
+            sending.sender.layer_ready(layer, 0, layer_blocks())
+        sending.sender.commit(FIRST)
         assert sending.end().error is None
         assert isinstance(other.outcome(), Received)
 

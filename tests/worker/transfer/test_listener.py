@@ -322,7 +322,7 @@ def test_an_engine_that_refuses_the_kv_fails_the_transfer() -> None:
 
 def test_strangers_who_only_connect_shut_nobody_out() -> None:
     with rig() as r:
-        held = [socket.create_connection((r.listener.host, r.listener.port), timeout=10) for _ in range(12)]
+        held = [socket.create_connection((r.listener.host, r.listener.port), timeout=10) for _ in range(30)]
         r.serves_the_next()
         for sock in held:
             sock.close()
@@ -335,7 +335,7 @@ def test_nobody_who_has_shown_a_ticket_is_closed_for_another_one() -> None:
             peer.send_begin()
             while not r.listener.begun(session):
                 time.sleep(0.005)
-            held = [socket.create_connection((r.listener.host, r.listener.port), timeout=10) for _ in range(12)]
+            held = [socket.create_connection((r.listener.host, r.listener.port), timeout=10) for _ in range(30)]
             peer.send_all(begun=True)
             assert peer.answer()[0] == FrameType.ACK
         assert isinstance(r.outcome(), Received)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from tests.worker.transfer.bound_rig import MAC, PREFILL
-from tests.worker.transfer.rig import BLOCKS, FIRST, KEY, LAYOUT, SOURCE, TOKENS, Rig, rig
-from tests.worker.transfer.test_landing import REACH, FakeAgent, InRegion, until
+from tests.worker.transfer.rig import BLOCKS, FIRST, KEY, LAYOUT, SOURCE, TOKENS, Rig, rig, until
+from tests.worker.transfer.test_landing import REACH, FakeAgent, InRegion
 
 from disagg_worker.server.jobs import Node
 from disagg_worker.transfer import writes

@@ -258,9 +258,8 @@ class TorchEngine:
 
     def _lost(self, message: str) -> None:
         """Stop because a rank has ended. The requests that are here may succeed elsewhere."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify_all()
+        self._stopping = True
+        self._nudge()
         self._on_lost(message)
 
     def cancel_sequence(self, sequence: Sequence) -> None:

@@ -94,17 +94,23 @@ class CacheMemory:
 
         Raises RuntimeError if a host copy is needed and there is none.
         """
-        if self._bytes is None:
+        return self._views(layer, [block])[0]
+
+    def _views(self, layer: int, ids: Sequence[int]) -> list[memoryview]:
+        """Return `view` of several blocks; what is the same for all is computed once."""
+        held = self._bytes
+        if held is None:
             raise RuntimeError("this cache has no host copy, so its KV can't be moved")
         size = self.layout.layer_block_bytes
-        start = (block * self.layout.layers + layer) * size
-        return self._bytes[start : start + size]
+        first, step = layer * size, self.layout.layers * size
+        starts = [first + block * step for block in ids]
+        return [held[start : start + size] for start in starts]
 
     @contextmanager
     def reading(self, layer: int, ids: Sequence[int]) -> Iterator[Sequence[memoryview]]:
         """Implement KvCache.reading."""
         if self._staging is None:
-            yield [self.view(layer, block) for block in ids]
+            yield self._views(layer, ids)
             return
         with self._staging.take(len(ids) * self.layout.layer_block_bytes) as buffer:
             with self._aside():
@@ -116,7 +122,7 @@ class CacheMemory:
     def writing(self, layer: int, ids: Sequence[int]) -> Iterator[Sequence[memoryview]]:
         """Implement KvCache.writing."""
         if self._staging is None:
-            yield [self.view(layer, block) for block in ids]
+            yield self._views(layer, ids)
             return
         with self._staging.take(len(ids) * self.layout.layer_block_bytes) as buffer:
             yield [buffer.numpy().data]

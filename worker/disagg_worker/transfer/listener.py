@@ -121,7 +121,8 @@ class KvListener:
         self._lock = threading.Lock()
         self._waiting: dict[str, Session] = {}
         self._receiving: dict[str, Session] = {}  # bound ones, which further connections may join
-        self._slots = ConnectionSlots[socket.socket](max_connections)
+        # The connections of one transfer do not drive out each other.
+        self._slots = ConnectionSlots[socket.socket](max_connections, greeting.MAX_CONNECTIONS)
         self._closed = False
         self._server = socket.create_server((host, port), backlog=128)
         self.host: str = host
