@@ -128,6 +128,16 @@ async def test_a_child_that_somebody_deletes_comes_back(server: ApiServer, clust
 
         await eventually("the children are back", back)
 
+        (network,) = await cluster.kube.list(NETWORK_ATTACHMENT, cluster.namespace, "disagg.dev/deployment=chat")
+        path = NETWORK_ATTACHMENT.path(cluster.namespace, name_of(network))
+        await cluster.raw("PATCH", path, {"spec": {"config": "{}"}}, "application/merge-patch+json")
+
+        async def repaired() -> bool:
+            found = await cluster.kube.get(NETWORK_ATTACHMENT, cluster.namespace, name_of(network))
+            return found is not None and found["spec"] == network["spec"]
+
+        await eventually("the network is as it was", repaired)
+
 
 async def test_idle_and_restarted_operators_write_nothing(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
     network = {"network": {"attachmentRef": {"name": "fast"}}}
