@@ -1,6 +1,7 @@
 """A worker whose engine hangs in the middle of a step while the file HANGS/<pod> is there.
 
 With the content "gil", the step holds the interpreter lock meanwhile, as an extension in C may.
+Each step takes 10 ms at least, so that streams are still there when something happens to it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from disagg_worker.engine.steps import Steps
 from disagg_worker.main import main
 
 _GIL_US = 8_000_000
+_LEAST_S = 0.01
 
 
 def _hang(flag: Path) -> None:
@@ -27,6 +29,7 @@ def _hang(flag: Path) -> None:
 def _hanging(compute: Any, flag: Path) -> Any:
     def step(self: Steps, batch: Any) -> Any:
         _hang(flag)
+        time.sleep(_LEAST_S)
         return compute(self, batch)
 
     return step

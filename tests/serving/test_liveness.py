@@ -27,7 +27,7 @@ from disagg_router.router import Router
 from disagg_wire import series
 
 pytestmark = pytest.mark.slow
-STREAMS, TOKENS, PROMPT = 6, 200, 40
+STREAMS, TOKENS, PROMPT = 6, 150, 40
 # A stream must be over by then; without heartbeats it would stand still for 60 s.
 LIMIT_S = 45.0
 # How long the long form watches a healthy fleet.
@@ -161,13 +161,16 @@ def namespace(name: str, net: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nft"), reason="network namespaces need root, and nft")
-async def test_streams_go_on_elsewhere_when_a_worker_vanishes_without_a_word(tmp_path: Path) -> None:
+async def test_streams_go_on_elsewhere_when_a_worker_vanishes_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No FIN, no reset: packets from and to it are dropped, until the network heals."""
+    monkeypatch.setenv("HANGS", str(tmp_path))
     roles = ["prefill", "decode", "decode"]
     with namespace("disagg-live", "10.233.7") as (inside, address):
         here = ((), "10.233.7.1")
         within = {"prefill-0": here, "decode-1": here, "decode-2": (inside, address)}
-        async with workers(tmp_path, roles, "disagg_worker", within), router(tmp_path) as one:
+        async with workers(tmp_path, roles, "tests.serving.hanging_worker", within), router(tmp_path) as one:
             load = Load(one)
             expected = await load.run()
             async with disturbed(load, series.WORKER_SILENT, expected):
