@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-engines test-faults test-rollouts test-fabric test-scaler
+.PHONY: bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-liveness test-engines test-faults test-rollouts test-fabric test-scaler
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -39,13 +39,18 @@ test-fast: setup ## the part that takes under three minutes
 
 test-long: setup ## properties with ten times the examples, faults at every point and at any two (three minutes of two cores)
 	@status=0; HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --timeout 3600 -m "(hypothesis or long) and not apiserver and not e2e and not engines" \
-	    --deselect tests/router/test_fuzz.py::test_real_processes_are_none_the_worse_for_it --junitxml .cache/long.xml || status=$$?; \
+	    --ignore tests/serving/test_liveness.py --deselect tests/router/test_fuzz.py::test_real_processes_are_none_the_worse_for_it --junitxml .cache/long.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/long.xml benchmarks/results/long.md "Properties with many examples, and faults at any two points" "make test-long"; \
 	  exit $$status
 
 test-fuzz: setup ## 20,000 requests of all kinds to real processes: answers, memory, and the time of other clients (half an hour; an idle machine)
 	@status=0; HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -m long tests/router/test_fuzz.py -o junit_family=xunit1 --junitxml .cache/fuzz.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/fuzz.xml benchmarks/results/fuzz.md "Fuzzing of the served API" "make test-fuzz"; \
+	  exit $$status
+
+test-liveness: setup ## how soon silent and hanging workers are noticed, and 30 minutes in which nobody may look dead (an hour, on an idle machine)
+	@status=0; $(PY) -m pytest -q --timeout 3600 -m long tests/serving/test_liveness.py -o junit_family=xunit1 --junitxml .cache/liveness.xml || status=$$?; \
+	  $(PY) scripts/long_form.py .cache/liveness.xml benchmarks/results/liveness.md "Liveness of workers" "make test-liveness"; \
 	  exit $$status
 
 test-engines: setup ## the adapter on real vLLM engines of two versions (installs them into the user's cache: 1 GB of downloads each)

@@ -19,7 +19,8 @@ from typing import Any, cast
 import uvloop
 
 from disagg_protocol.bodies import encode_token
-from disagg_wire.protocol import DECODE_PATH, FEATURES, INFO_PATH, PREFILL_PATH, TOKENIZER_PATH
+from disagg_wire.protocol import DECODE_PATH, FEATURES, INFO_PATH, PREFILL_PATH, PULSE_PATH, TOKENIZER_PATH
+from disagg_wire.pulse import INTERVAL_S, Beat
 
 MODEL = "m"
 PREFILL_S = 0.01
@@ -88,6 +89,8 @@ class Workers:
             _whole(transport, self._info(role))
         elif path == TOKENIZER_PATH:
             _whole(transport, self._tokenizer)
+        elif path == PULSE_PATH:
+            _beat(Stream(transport, b"application/x-ndjson"), transport)
         elif path == DECODE_PATH:
             self._decode(json.loads(body), Stream(transport, b"application/x-ndjson"))
         elif path == PREFILL_PATH:
@@ -151,6 +154,13 @@ class Workers:
             stream.tokens(1, body["max_tokens"], body["seed"] / 1e6, lambda _: _EVENT, b"data: [DONE]\n\n")
 
         asyncio.get_running_loop().call_later(PREFILL_S, done)
+
+
+def _beat(stream: Stream, transport: asyncio.WriteTransport) -> None:
+    """Send heartbeats until the router leaves."""
+    if not transport.is_closing():
+        stream.write(Beat(1).line())
+        asyncio.get_running_loop().call_later(INTERVAL_S, _beat, stream, transport)
 
 
 def _whole(transport: asyncio.WriteTransport, content: dict[str, Any]) -> None:

@@ -102,20 +102,18 @@ class TokenWorker:
         self.last_resort = False  # while it is draining, it takes requests from routers that have nobody else
         self.asked_by: list[str] = []  # what routers said with each call of `info`
         self.tells = asyncio.Event()  # while cleared, `info` waits
-        self.tells.set()
         self.loads = False  # while it is starting it has no model yet
         self.role_served: str | None = None  # the role served, if it is not the one that the router knows of
         self.slots = 64
         self.leaks_first = False  # sends prefill's token although decode sends the first one
-        # None for a worker that is too old to report any
-        self.features: list[str] | None = ["first_token_within_s", "digest", "prefill_incarnation"]
+        self.features: list[str] | None = ["first_token_within_s", "digest", "prefill_incarnation"]  # None: too old
         self.adapter_digests: dict[str, str] | None = None
         self.adapters: list[str] | None = None  # LoRA adapters; a list goes with the feature `adapter`
         self.transport, self.evidence = "tcp", ""  # evidence is left out where it is empty
         self.transports: dict[str, str] = {}  # with the feature `prefill_transports`
         self.reports: dict[str, Any] = {}  # changes to its `accepted` and `transferred` events
-        self.reads = asyncio.Event()  # while cleared, decode does not read the KV that it was handed
-        self.reads.set()
+        # While they are cleared, decode does not read the KV that it was handed, and none arrives.
+        self.reads, self.sends = asyncio.Event(), asyncio.Event()
         self.end_after: int | None = None  # the output token, by position, that is END
         self.token_interval_s = 0.0
         self.max_model_len = MAX_MODEL_LEN
@@ -123,7 +121,8 @@ class TokenWorker:
         self.seen = Seen()
         self.running = 0
         self.hold = asyncio.Event()  # while cleared, tokens wait
-        self.hold.set()
+        for event in (self.tells, self.reads, self.sends, self.hold):
+            event.set()
         self.incarnation = f"{name}/{secrets.token_hex(4)}"
         self.url = ""
         self._transfers: dict[str, asyncio.Future[int]] = {}
@@ -159,8 +158,8 @@ class TokenWorker:
         """Die: running requests are cut off, and connections are refused."""
         if self._server is None or self._task is None:
             return
-        self.hold.set()
-        self.reads.set()
+        for event in (self.hold, self.reads, self.sends):
+            event.set()
         self._server.force_exit = self._server.should_exit = True
         for state in list(self._server.server_state.connections):
             state.transport.abort()
@@ -372,6 +371,7 @@ class TokenWorker:
         elif not self._first_from_decode:
             yield line
         if ticket is not None and reason is None:
+            await self.sends.wait()
             try:
                 await self._tell(ticket, tokens[-1])
             except httpx.HTTPError:  # decode died, and this worker did not

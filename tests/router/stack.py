@@ -35,6 +35,7 @@ class Stack:
                   "poll_interval_s": 0.05, "request_timeout_s": 20, "queue_max_wait_s": 10} | options  # fmt: skip
         self.router = Router(settings.Settings.model_validate(values))
         self.router.table.breaker.first_s = 0.05
+        self.router.table.breaker.dice = lambda: 1.0
         self.url = ""
 
     async def __aenter__(self) -> Stack:

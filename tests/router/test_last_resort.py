@@ -13,8 +13,7 @@ from tests.router.stack import Stack, tokens_of
 from disagg_router.main import _drain, server_of
 from disagg_router.router import Router
 from disagg_router.settings import Settings
-from disagg_router.workers.table import Membership
-from disagg_router.workers.worker_info import Member
+from disagg_router.workers.worker_info import Member, Membership
 from disagg_wire import termination_log
 from disagg_wire.drain_report import cut_of
 

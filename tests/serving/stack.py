@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.worker.oracle import MODEL
@@ -32,11 +32,17 @@ def free_port() -> int:
 
 @contextlib.asynccontextmanager
 async def workers(
-    folder: Path, roles: list[str], **settings: str
+    folder: Path,
+    roles: list[str],
+    module: str = "disagg_worker",
+    within: Mapping[str, tuple[Sequence[str], str]] | None = None,
+    /,
+    **settings: str,
 ) -> AsyncIterator[dict[str, asyncio.subprocess.Process]]:
     """Run a process for each role and list them in the membership file `folder`/workers.json.
 
-    On exit they drain and must end with status 0.
+    `within` has what goes before a command, and the address, by the name of a worker. On exit the
+    processes drain and must end with status 0.
     """
     key = folder / "key"
     if not key.exists():
@@ -45,14 +51,16 @@ async def workers(
     members = []
     for i, role in enumerate(roles):
         name, port = f"{role}-{i}", free_port()
+        before, host = (within or {}).get(name, ((), "127.0.0.1"))
         environment = {
             **os.environ,
-            "PYTHONPATH": str(REPO / "worker"),
+            "PYTHONPATH": f"{REPO / 'worker'}:{REPO}",
             "OMP_NUM_THREADS": "1",
             "DISAGG_ROLE": role,
             "DISAGG_MODEL_URI": f"file://{MODEL}",
             "DISAGG_MODEL_NAME": MODEL.name,
             "DISAGG_CLUSTER_KEY_FILE": str(key),
+            "DISAGG_HOST": host,
             "DISAGG_PORT": str(port),
             "DISAGG_KV_PORT": "0",
             "DISAGG_POD_NAME": name,
@@ -60,9 +68,9 @@ async def workers(
         }
         with (folder / f"{name}.log").open("wb") as log:
             processes[name] = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "disagg_worker", env=environment, stdout=log, stderr=log
+                *before, sys.executable, "-m", module, env=environment, stdout=log, stderr=log
             )
-        members.append({"name": name, "url": f"http://127.0.0.1:{port}"})
+        members.append({"name": name, "url": f"http://{host}:{port}"})
     (folder / "workers.json").write_text(json.dumps({"workers": members}))
     try:
         yield processes

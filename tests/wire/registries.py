@@ -8,8 +8,8 @@ from disagg_adapter.metrics import Metrics as AdapterMetrics
 from disagg_adapter.metrics import Snapshot
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.controller.metrics import Metrics as OperatorMetrics
+from disagg_router.metrics import BreakerMetrics, SplitMetrics
 from disagg_router.metrics import Metrics as RouterMetrics
-from disagg_router.metrics import SplitMetrics
 from disagg_router.objectives import Objectives
 from disagg_wire.engine_metrics.readings import Readings
 from disagg_worker.server.metrics import Metrics as WorkerMetrics
@@ -32,6 +32,7 @@ def router() -> list[CollectorRegistry]:
     metrics = RouterMetrics(Objectives(1.0, 0.05))
     metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1}, lambda: {("tcp", "Proved"): 1})
     SplitMetrics(metrics.registry)
+    BreakerMetrics(metrics.registry, dict, {})
     return [metrics.registry]
 
 

@@ -7,7 +7,7 @@ could use up memory and descriptors.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -15,6 +15,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from disagg_wire.connection_guard import ConnectionGuard, Port
 from disagg_wire.http_framing import framing_problem
+
+# The key of a scope under which the connection's transport is.
+TRANSPORT = "disagg.transport"
 
 
 class _PatientProtocol(HttpToolsProtocol):
@@ -37,6 +40,10 @@ class _PatientProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._guard.lost()
         super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        cast("dict[str, Any]", self.scope)[TRANSPORT] = self.transport
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -8,14 +8,16 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 from starlette.routing import Route
 
+from disagg_protocol import pulse
 from disagg_protocol.app import create_app
 from disagg_protocol.endpoint import Endpoint
 from disagg_protocol.patient_http import guarded
+from disagg_protocol.pulse import Pulse
 from disagg_wire import drain_report, termination_log
 from disagg_wire.connection_guard import ConnectionLimits, Port, raise_file_limit
 
@@ -26,7 +28,16 @@ _MAX_CONNECTIONS = 4096
 
 
 class QuietServer(uvicorn.Server):
-    """uvicorn's server without its signal handling, which would cut running streams."""
+    """uvicorn's server without its signal handling, which would cut running streams.
+
+    `on_shutdown` is called before it waits for the connections to end.
+    """
+
+    on_shutdown: Callable[[], object] = staticmethod(lambda: None)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.on_shutdown()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -47,8 +58,10 @@ class Process:
         self._drain_timeout_s = drain_timeout_s
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.pulse = Pulse()
         limits = ConnectionLimits(raise_file_limit(_MAX_CONNECTIONS))
-        config = guarded(create_app(endpoint, more), Port(limits), max(1, round(self._grace_s)))
+        app = create_app(endpoint, [*more, pulse.route(endpoint, self.pulse)])
+        config = guarded(app, Port(limits), max(1, round(self._grace_s)))
         self._server = QuietServer(config)
 
     @property
@@ -66,7 +79,13 @@ class Process:
             self._loop.add_signal_handler(number, self._on_signal)
         with socket.create_server(self._address, backlog=2048) as listening:
             log.info("HTTP on %s:%d", self._address[0], listening.getsockname()[1])
-            await self._server.serve(sockets=[listening])
+            beating = self._loop.create_task(self.pulse.run())
+            self._server.on_shutdown = beating.cancel
+            try:
+                await self._server.serve(sockets=[listening])
+            finally:
+                beating.cancel()
+                await asyncio.gather(beating, return_exceptions=True)
 
     def _on_signal(self) -> None:
         if not self._endpoint.draining:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from disagg_router.objectives import Objectives
@@ -18,6 +18,7 @@ _PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 
 
 Counts = Callable[[], Mapping[str, int]]
 LinkCounts = Callable[[], Mapping[tuple[str, str], int]]
+BreakerCounts = Callable[[], Mapping[tuple[str, str], int]]
 
 
 class _Live(Collector):
@@ -51,6 +52,31 @@ class _Live(Collector):
         for (transport, evidence), n in self._links().items():
             links.add_metric([transport, evidence], n)
         yield links
+
+
+class BreakerMetrics(Collector):
+    """The breakers of workers and pairs, as they are at scrape time: `counts` by kind and state,
+    and `changes` so far by kind and new state.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, counts: BreakerCounts, changes: Mapping[tuple[str, str], int]
+    ) -> None:
+        self._counts = counts
+        self._changes = changes
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        labels, counts = [series.KIND, series.STATE], self._counts()
+        now = GaugeMetricFamily(series.ROUTER_BREAKERS, "Workers and pairs that are avoided or tried", labels=labels)
+        so_far = CounterMetricFamily(series.ROUTER_BREAKER_CHANGES, "Changes of breakers by new state", labels=labels)
+        for kind in (series.WORKER, series.PAIR):
+            for state in (series.OPEN, series.HALF_OPEN):
+                now.add_metric([kind, state], counts.get((kind, state), 0))
+            for state in (series.OPEN, series.HALF_OPEN, series.CLOSED):
+                so_far.add_metric([kind, state], self._changes.get((kind, state), 0))
+        yield now
+        yield so_far
 
 
 class SplitMetrics:
@@ -110,7 +136,7 @@ class Metrics:
             [series.PATH, series.REASON],
             registry=r,
         )
-        self.failovers = Counter(series.ROUTER_FAILOVERS, "Attempts that failed", [series.REASON], registry=r)
+        self._count_faults()
         self.weakened = Counter(series.ROUTER_WEAKENED, "Promises weakened by failovers", [series.WHAT], registry=r)
         self.held = Counter(series.ROUTER_HELD, "Waits for a model that nobody served", [series.OUTCOME], registry=r)
         self.stalled = Counter(series.ROUTER_STALLED_CLIENTS, "Clients cut off for reading nothing", registry=r)
@@ -146,10 +172,22 @@ class Metrics:
         self._completed = Counter(series.ROUTER_COMPLETED_TOKENS, "Their tokens", [series.KIND], registry=r)
         self._begin_at_zero()
 
+    def _count_faults(self) -> None:
+        r = self.registry
+        self.failovers = Counter(series.ROUTER_FAILOVERS, "Attempts that failed", [series.REASON], registry=r)
+        self.given_up = Counter(
+            series.ROUTER_GIVEN_UP, "Workers that were given up, with their streams", [series.REASON], registry=r
+        )
+        self.retry_waits = Counter(
+            series.ROUTER_RETRY_WAITS, "Further attempts that waited for their budget", registry=r
+        )
+
     def _begin_at_zero(self) -> None:
         """Show the series whose labels are known before anything is counted."""
         for what in (series.SEED, series.PENALTY):
             self.weakened.labels(what)
+        for reason in (series.WORKER_SILENT, series.WORKER_HUNG, series.WORKER_LOST):
+            self.given_up.labels(reason)
         for outcome in (series.SERVED, series.REFUSED, series.EXPIRED, series.CANCELLED):
             self.held.labels(outcome)
         for objective, limit in ((series.TTFT, self._objectives.ttft_s), (series.TPOT, self._objectives.tpot_s)):

@@ -21,12 +21,14 @@ from disagg_router.dispatch.handshake import Handshakes
 from disagg_router.dispatch.upstream import Upstream, upstream_of
 from disagg_router.membership.file import FileMembership
 from disagg_router.membership.kubernetes import KubernetesMembership
-from disagg_router.metrics import Metrics, SplitMetrics
+from disagg_router.metrics import BreakerMetrics, Metrics, SplitMetrics
 from disagg_router.settings import Settings
 from disagg_router.workers.canary_tally import CanaryTally
 from disagg_router.workers.catalogue import NOTHING_WHOLE, KnownNames
 from disagg_router.workers.client import WorkerClient
-from disagg_router.workers.table import Membership, WorkerTable
+from disagg_router.workers.lease import Limits
+from disagg_router.workers.table import WorkerTable
+from disagg_router.workers.worker_info import Membership
 from disagg_wire.fabric import FABRIC
 from disagg_wire.protocol import DRAINING
 from disagg_wire.roles import ROLES
@@ -55,8 +57,10 @@ class Router:
         self.queue = Queues(backlog, hold, settings.queue_max_wait_s, settings.queue_patience_s)
         names = KnownNames(settings.model_name, settings.name_memory_s, settings.lora_adapters)
         self.table = WorkerTable(
-            self.client, self._membership, settings.poll_interval_s, names, changed=self.queue.recheck
-        )
+            self.client, self._membership, settings.poll_interval_s, names, changed=self.queue.recheck,
+            limits=Limits(settings.silence_s, settings.step_allowance),
+        )  # fmt: skip
+        self.table.gave_up = lambda reason: self.metrics.given_up.labels(reason).inc()
         patience = Patience(settings.first_token_timeout_s, settings.stall_timeout_s)
         self.dispatcher = Dispatcher(
             self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines,
@@ -64,6 +68,8 @@ class Router:
         )  # fmt: skip
         self.upstream: Upstream | None = upstream_of(settings)
         self.split = SplitMetrics(self.metrics.registry)
+        breaker = self.table.breaker
+        self.breakers = BreakerMetrics(self.metrics.registry, lambda: breaker.counts(time.monotonic()), breaker.changes)
         self.handshakes = Handshakes(self.dispatcher, self.table)
         # By then, also a hang before the second token has shown.
         self.tally = CanaryTally(settings.first_token_timeout_s + settings.stall_timeout_s)

@@ -183,6 +183,19 @@ class Settings(BaseModel):
     upstream_max_running: int = Field(
         1024, ge=1, le=1_000_000, description="The number of requests that may run there; further ones get 429."
     )
+    silence_s: float = Field(
+        1.5,
+        ge=1,
+        le=60,
+        description="The time without a heartbeat after which a worker is given up, with all its streams, in seconds. A"
+        " step of its engine that takes longer than allowed is given up after so much more.",
+    )
+    step_allowance: float = Field(
+        3.0,
+        ge=1,
+        le=100,
+        description="How many times as long as a worker has announced a step of its engine may take.",
+    )
     poll_interval_s: float = Field(
         1.0, gt=0, le=60, description="The interval at which the workers are polled, in seconds."
     )

@@ -162,6 +162,9 @@ class RouterVariable(StrEnum):
     UPSTREAM_URL = "DISAGG_UPSTREAM_URL"
     UPSTREAM_PERCENT = "DISAGG_UPSTREAM_PERCENT"
     LOCAL_PREFILL_MAX_TOKENS = "DISAGG_LOCAL_PREFILL_MAX_TOKENS"
+    # When a worker is given up that sends no heartbeats, or whose engine hangs.
+    SILENCE_S = "DISAGG_SILENCE_S"
+    STEP_ALLOWANCE = "DISAGG_STEP_ALLOWANCE"
 
 
 class RouterOption(StrEnum):

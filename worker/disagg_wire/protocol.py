@@ -37,8 +37,10 @@ FEATURE_STRUCTURED_NOT_RESUMED = "structured_not_resumed"
 FEATURE_NO_LOCAL_PREFILL = "no_local_prefill"
 # The hand-over of KV is an experiment with this engine.
 FEATURE_EXPERIMENTAL = "experimental_transfer"
+# A worker with this feature sends beats to each router that asks for them.
+FEATURE_PULSE = "pulse"
 # What the bundled worker supports.
-FEATURES = (FEATURE_FIRST_TOKEN_WITHIN, FEATURE_DIGEST, FEATURE_PREFILL_INCARNATION, FEATURE_LOCAL_UP_TO)
+FEATURES = (FEATURE_FIRST_TOKEN_WITHIN, FEATURE_DIGEST, FEATURE_PREFILL_INCARNATION, FEATURE_LOCAL_UP_TO, FEATURE_PULSE)
 
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
@@ -52,6 +54,7 @@ _INTERNAL = "/internal/v1"
 STATE_PATH = f"{_INTERNAL}/state"
 DEMAND_PATH = f"{_INTERNAL}/demand"
 INFO_PATH = f"{_INTERNAL}/info"
+PULSE_PATH = f"{_INTERNAL}/pulse"
 TOKENIZER_PATH = f"{_INTERNAL}/tokenizer"
 ROLE_PATH = f"{_INTERNAL}/role"
 DRAIN_PATH = f"{_INTERNAL}/drain"

@@ -46,6 +46,11 @@ SEED, PENALTY = "seed", "penalty"
 # Values of REASON, of the path of a request: why its prompt was prefilled where it was.
 SHIPPED, FEW_MISSING, NO_PREFILL = "shipped", "few_tokens_missing", "no_prefill_worker"
 BOTH_ROLES, ONE_TOKEN = "both_roles", "one_token"
+# Values of REASON, of workers that are given up: no beats, a step that does not end, missed polls.
+WORKER_SILENT, WORKER_HUNG, WORKER_LOST = "worker_silent", "worker_hung", "worker_lost"
+# Values of KIND, and of STATE: what a breaker is of, and what it lets pass.
+WORKER, PAIR = "worker", "pair"
+OPEN, HALF_OPEN, CLOSED = "open", "half_open", "closed"
 # Values of BACKEND: a service beside the deployment, or its own pools.
 UPSTREAM, POOLS = "upstream", "pools"
 # Values of OUTCOME.
@@ -71,6 +76,10 @@ ROUTER_REQUEST_SECONDS = "disagg_router_request_seconds"
 ROUTER_REQUESTS_DISAGGREGATED = "disagg_router_requests_disaggregated_total"
 ROUTER_PATH_REASONS = "disagg_router_path_reasons_total"
 ROUTER_FAILOVERS = "disagg_router_failovers_total"
+ROUTER_GIVEN_UP = "disagg_router_workers_given_up_total"
+ROUTER_BREAKERS = "disagg_router_breakers"
+ROUTER_BREAKER_CHANGES = "disagg_router_breaker_changes_total"
+ROUTER_RETRY_WAITS = "disagg_router_retry_waits_total"
 ROUTER_WEAKENED = "disagg_router_weakened_total"
 ROUTER_HELD = "disagg_router_held_requests_total"
 ROUTER_STALLED_CLIENTS = "disagg_router_stalled_clients_total"

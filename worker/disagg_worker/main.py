@@ -26,6 +26,7 @@ from disagg_wire.fabric import USABLE
 from disagg_wire.integrity import CRC32C
 from disagg_worker import settings
 from disagg_worker.engine.engine_config import EngineConfig
+from disagg_worker.engine.step_watch import StepRecord
 from disagg_worker.server import fabric_start, jobs
 from disagg_worker.server.kv_usage import KvUsage
 from disagg_worker.server.worker import Worker
@@ -76,7 +77,11 @@ def engine_config(s: settings.Settings) -> EngineConfig:
 
 
 def load_node(
-    s: settings.Settings, key: bytes, worker: Worker, on_lost: Callable[[str], None] = lambda _: None
+    s: settings.Settings,
+    key: bytes,
+    worker: Worker,
+    on_lost: Callable[[str], None] = lambda _: None,
+    step_record: StepRecord | None = None,
 ) -> None:
     """Load the model, start the KV listener and give both to the worker.
 
@@ -91,7 +96,9 @@ def load_node(
     folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
     log.info("loading %s from %s", s.model_name, folder)
     tokenizer = tokenizer_files(folder)
-    engine = TorchEngine(folder, engine_config(s), on_progress=worker.on_progress, on_lost=on_lost)
+    engine = TorchEngine(
+        folder, engine_config(s), on_progress=worker.on_progress, on_lost=on_lost, step_record=step_record
+    )
     host = (
         network_interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S)
         if s.kv_interface
@@ -103,6 +110,7 @@ def load_node(
     if s.transfer_integrity == CRC32C and not CRC32C_IN_HARDWARE:
         log.warning("this processor computes no CRC-32C: %s=%s is slow", WorkerVariable.TRANSFER_INTEGRITY, CRC32C)
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
+    engine.on_starved = listener.recall
     devices = worker.fabric[USABLE] if worker.fabric else ()
     nixl = nixl_side(engine.cache, s.transport, s.nixl_over_tcp, interface, devices, s.role)
     if nixl is not None:
@@ -126,18 +134,18 @@ def load_node(
     log.info("ready: role %s, KV on %s (%s:%d), %s", s.role, interface, host, listener.port, engine.layout)
 
 
-def _start_loading(s: settings.Settings, key: bytes, worker: Worker, failed: Callable[[], object]) -> threading.Thread:
+def _start_loading(s: settings.Settings, key: bytes, worker: Worker, process: Process) -> threading.Thread:
     """Load in a daemon thread, so that a worker that is stopped while it loads does not have to
     wait.
     """
 
     def lost(message: str) -> None:
         worker.failed = worker.failed or message
-        failed()
+        process.stop_soon()
 
     def load() -> None:
         try:
-            load_node(s, key, worker, lost)
+            load_node(s, key, worker, lost, process.pulse.board)
         except Exception as error:
             log.error("cannot serve: %s", error, exc_info=not isinstance(error, EngineError | OSError))
             lost(str(error) or type(error).__name__)
@@ -152,7 +160,7 @@ async def serve(s: settings.Settings) -> int:
     key = s.cluster_key()
     worker = Worker(s, key, f"{s.pod_uid or secrets.token_hex(16)}/{secrets.token_hex(16)}")
     process = Process(worker, s.host, s.port, s.drain_timeout_s)
-    loading = _start_loading(s, key, worker, process.stop_soon)
+    loading = _start_loading(s, key, worker, process)
     await process.run()
     if worker.node is not None:
         worker.node.listener.close()

@@ -27,6 +27,7 @@ from disagg_operator.api.expressions import (
     matches,
     present,
 )
+from disagg_operator.api.liveness import LivenessSpec
 from disagg_operator.api.network import KvTransferSpec
 from disagg_operator.api.prometheus import PrometheusSpec
 from disagg_operator.api.rollout import RolloutSpec
@@ -89,6 +90,7 @@ class RouterSpec(Model):
         description="The most tokens of a prompt that decode prefills itself, if it has the KV of all before them: "
         "they take less time there than their way to prefill and back. 0: none. Default: 64.",
     )
+    liveness: LivenessSpec | None = Field(None, description="When a worker is given up that says nothing, or hangs.")
     upstream: UpstreamSpec | None = Field(
         None,
         description="A service with the same API and model to which the routers send a share of the requests, while "

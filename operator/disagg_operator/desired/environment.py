@@ -116,6 +116,9 @@ def router_environment(dd: DisaggDeployment) -> dict[str, str]:
     }
     if dd.spec.router.local_prefill_max_tokens is not None:
         out[RouterVariable.LOCAL_PREFILL_MAX_TOKENS] = str(dd.spec.router.local_prefill_max_tokens)
+    if (liveness := dd.spec.router.liveness) is not None:
+        out[RouterVariable.SILENCE_S] = f"{liveness.silence_seconds:g}"
+        out[RouterVariable.STEP_ALLOWANCE] = f"{liveness.step_allowance:g}"
     if (upstream := dd.spec.router.upstream) is not None:
         out[RouterVariable.UPSTREAM_URL] = upstream.url
         out[RouterVariable.UPSTREAM_PERCENT] = str(upstream.percent)

@@ -163,6 +163,14 @@ def test_the_limit_of_what_decode_prefills_reaches_the_routers_only_if_it_is_set
     assert "DISAGG_LOCAL_PREFILL_MAX_TOKENS" not in without
 
 
+def test_the_limits_of_liveness_reach_the_routers_only_if_they_are_set() -> None:
+    with_them, without = (
+        router_environment(parse(good(router=r))) for r in ({"liveness": {"silenceSeconds": 2.5}}, {})
+    )
+    more = {("DISAGG_SILENCE_S", "2.5"), ("DISAGG_STEP_ALLOWANCE", "3")}
+    assert with_them.items() - without.items() == more
+
+
 def test_routers_learn_of_the_service_beside_the_deployment() -> None:
     upstream = {"url": "http://vllm.prod:8000", "percent": 95}
     with_it, without = (router_environment(parse(good(router=r))) for r in ({"upstream": upstream}, {}))

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tests.router.workers.infos import worker
 
 from disagg_router.workers.pair_choice import (
-    Breaker,
     Choice,
     Inflight,
     Prompt,
     choose,
     decode_room,
     handshake_pairs,
+    has_other,
     pair_key,
     scarce_pool,
 )
@@ -273,41 +273,24 @@ def test_of_many_pairs_each_worker_has_one_and_only_pairs_that_fit() -> None:
     assert len(handshake_pairs([*decodes, *prefills], limit=6)) == 6
 
 
-def test_what_failed_is_avoided_for_longer_each_time_until_it_succeeds() -> None:
-    breaker, now_s, waits = Breaker(), 0.0, []
-    for _ in range(7):
-        breaker.failed("k", now_s)
-        started_s = now_s
-        while breaker.is_open("k", now_s):
-            now_s += 0.5
-        waits.append(now_s - started_s)
-    assert waits == [1, 2, 4, 8, 16, 30, 30]
-    breaker.succeeded("k")
-    breaker.failed("k", now_s)
-    assert not breaker.is_open("k", now_s + 1)
-
-
-def test_many_requests_that_one_fault_ended_count_as_one_failure() -> None:
-    breaker = Breaker()
-    for i in range(64):
-        breaker.failed("k", i * 0.01)
-    assert not breaker.is_open("k", 1.0)
-
-
-def test_a_pair_that_fails_for_days_stays_avoided() -> None:
-    """The value of 2**1024 is beyond every float."""
-    breaker, now_s = Breaker(), 0.0
-    for _ in range(3000):
-        breaker.failed("k", now_s)
-        assert breaker.is_open("k", now_s + 0.9)
-        now_s += 30
-
-
-def test_the_breaker_forgets_workers_that_are_gone() -> None:
-    breaker = Breaker()
-    for key in ("a", "a|b", "a|c"):
-        breaker.failed(key, 0.0)
-    breaker.keep_only({"a", "b"}, 0.5)
-    assert len(breaker._failed) == 3
-    breaker.keep_only({"a", "b"}, 5.0)
-    assert set(breaker._failed) == {"a", "a|b"}
+@pytest.mark.parametrize(
+    ("workers", "avoided", "prefills", "found"),
+    [
+        ([], (), True, False),
+        ([worker("p1", "prefill")], (), True, True),
+        ([worker("p1", "prefill")], (), False, True),
+        ([worker("p1", "prefill")], ("p1",), True, False),
+        ([worker("p1", "prefill")], ("pair",), True, False),
+        ([worker("p1", "prefill", compat="2")], (), True, False),
+        ([worker("p1", "prefill", state="draining")], (), True, False),
+        ([worker("d1", "decode")], (), True, False),
+        ([worker("d1", "decode")], (), False, True),
+    ],
+)
+def test_what_is_slow_goes_elsewhere_only_if_there_is_another_place(
+    workers: list[Worker], avoided: tuple[str, ...], prefills: bool, found: bool
+) -> None:
+    p, d = worker("p0", "prefill"), worker("d0", "decode")
+    keys = {w.incarnation for w in workers if w.name in avoided}
+    keys |= {pair_key(w, d) for w in workers if "pair" in avoided}
+    assert has_other([p, d, *workers], p, d, keys.__contains__, prefills=prefills) is found

@@ -60,8 +60,10 @@ async def test_a_worker_ends_with_its_rank(tiny: Path) -> None:
         async with one.http.stream("POST", "/internal/v1/decode", json=request) as answer:
             events = answer.aiter_lines()
             await anext(events)
-            rank = Path(f"/proc/{one.running.pid}/task").glob("*/children")
-            os.kill(int("".join(path.read_text() for path in rank)), signal.SIGKILL)
+            found = Path(f"/proc/{one.running.pid}/task").glob("*/children")
+            children = " ".join(path.read_text() for path in found).split()
+            (rank,) = (c for c in children if b"pulse_process" not in Path(f"/proc/{c}/cmdline").read_bytes())
+            os.kill(int(rank), signal.SIGKILL)
             last = [_parse(line) async for line in events][-1]
         assert (last["type"], last["retryable"]) == ("error", True)
         async with asyncio.timeout(15):

@@ -31,7 +31,7 @@ from disagg_wire.engine_metrics.readings import Readings
 from disagg_wire.engines import RDMA
 from disagg_wire.fabric import FABRIC
 from disagg_wire.problems import ENGINE_HUNG, PROBLEM, WorkerProblem
-from disagg_wire.protocol import FEATURE_DIGEST, LAST_RESORT, PROTOCOL_VERSION
+from disagg_wire.protocol import FEATURE_DIGEST, FEATURE_PULSE, LAST_RESORT, PROTOCOL_VERSION
 from disagg_wire.roles import DECODE, PREFILL, Role
 from disagg_wire.room import Room
 
@@ -228,7 +228,7 @@ class Adapter(Endpoint):
         identity, files = health.identity, self.files
         answer: dict[str, Any] = {
             "protocol": PROTOCOL_VERSION,
-            "features": sorted(identity.features | {FEATURE_DIGEST}) if identity else [],
+            "features": sorted(identity.features | {FEATURE_DIGEST, FEATURE_PULSE}) if identity else [],
             "incarnation": self.incarnation,
             "pod": settings.pod_name,
             "role": self.role,

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from disagg_router.dispatch.legs import LegEnded, Legs, LegTaken
 from disagg_router.dispatch.request_state import ProtocolViolation, RequestState, Token
+from disagg_router.dispatch.tail_times import Stage, Tails
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.client import Line, WorkerClient
-from disagg_router.workers.pair_choice import Choice, pair_key
+from disagg_router.workers.pair_choice import Choice, has_other, pair_key
 from disagg_router.workers.pair_link import reported
 from disagg_router.workers.table import WorkerTable
 from disagg_router.workers.worker_info import Worker
@@ -25,10 +26,13 @@ from disagg_wire.room import Room, parse_room
 log = logging.getLogger(__name__)
 # How long to wait for prefill to report why a transfer broke off that decode saw break off.
 _REASON_S = 1.0
+# A timer may be early by so much.
+_TIMER_S = 0.01
 # Errors that every worker would answer in the same way.
 _FINAL = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG, codes.DEADLINE_EXCEEDED)
 # Errors that say nothing against workers: they are the client's, or of workers that are busy or go.
-_BLAMELESS = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG, codes.DRAINING, codes.NO_CAPACITY)
+SLOW_PREFILL = "slow_prefill"
+_BLAMELESS = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG, codes.DRAINING, codes.NO_CAPACITY, SLOW_PREFILL)
 # Errors that mean "not now, not here", with the pool that is full where it is not the one that
 # answered. A ticket expires when prefill has not begun in time, that is, when the queue of prefill
 # is long.
@@ -132,6 +136,7 @@ class Attempt:
         room_changed: Callable[[], None],
         due_s: float | None = None,
         local_up_to_tokens: int = 0,
+        tails: Tails | None = None,
     ) -> None:
         self._table = table
         self._choice = choice
@@ -141,7 +146,8 @@ class Attempt:
         self._deadline_s = deadline_s
         self._room_changed = room_changed
         body = state.body(max(0.001, deadline_s - time.monotonic()))
-        self._legs = Legs(client, choice, body, due_s, local_up_to_tokens)
+        self._legs = Legs(client, choice, body, due_s, local_up_to_tokens, table.lifelines)
+        self._stage = Stage(tails or Tails(), choice.computed_tokens, len(body["tokens"]))
         self._emitted_before = len(state.emitted)
         self._taken = False
         self._accepted = False
@@ -149,6 +155,7 @@ class Attempt:
         self._handed_over = False
         self._deferred: AttemptFailed | None = None
         self._prefilling = contextlib.ExitStack()
+        self._probed = table.breaker.probe(self._keys, time.monotonic())
         trace.prefill, trace.decode, trace.path = choice.prefill, choice.decode, _path(choice)
         trace.reason = _reason(choice)
         trace.kv_bytes, trace.transfer_s, trace.exposed_s = 0, 0.0, 0.0
@@ -157,6 +164,7 @@ class Attempt:
     async def items(self) -> AsyncGenerator[Token | Finished]:
         """Yield the tokens in order, then Finished. Raises NoRoom or AttemptFailed."""
         prefill, decode = self._choice.prefill, self._choice.decode
+        blamed: tuple[str, ...] = ()
         with self._prefilling, self._table.busy(decode, requests=1):
             self._prefilling.enter_context(self._table.busy(prefill, requests=1))
             self._prefilling.enter_context(self._table.busy(prefill or decode, tokens=self._choice.computed_tokens))
@@ -173,7 +181,11 @@ class Attempt:
                         raise self._deferred or AttemptFailed(
                             "streams ended too early", reason="protocol", blame=self._suspect()
                         )
+            except AttemptFailed as failure:
+                blamed = failure.blame
+                raise
             finally:
+                self._table.breaker.release(key for key in self._probed if key not in blamed)
                 await self._legs.close()
                 if self._taken:
                     self._room_changed()
@@ -193,6 +205,9 @@ class Attempt:
                 raise AttemptFailed(
                     "the deadline has passed", reason=codes.DEADLINE_EXCEEDED, retryable=False
                 ) from None
+            if self._stage.is_late(time.monotonic() + _TIMER_S):
+                self._late()
+                return []
             raise AttemptFailed("no event for too long", reason="stalled", blame=self._suspect()) from None
         if isinstance(event, LegEnded):
             self._leg_ended(event)
@@ -211,7 +226,25 @@ class Attempt:
         patience_s = self._patience.stall_s if self._has_first else self._patience.first_token_s
         if self._deferred is not None:
             patience_s = _REASON_S
+        until_s = self._stage.limit_at_s
+        if until_s is not None:
+            patience_s = min(patience_s, until_s - time.monotonic())
         return max(0.0, min(patience_s, self._deadline_s - time.monotonic()))
+
+    def _late(self) -> None:
+        """Raise the error with which the request goes elsewhere, if it is better off there: another
+        worker may compute the prompt, or another pair move its KV.
+        """
+        prefills, now_s = self._stage.prefills, time.monotonic()
+        prefill, decode, breaker = self._choice.prefill, self._choice.decode, self._table.breaker
+        elsewhere = prefill is not None and decode is not None and has_other(
+            self._table.workers(), prefill, decode, lambda key: breaker.is_open(key, now_s), prefills=prefills
+        )  # fmt: skip
+        if not self._stage.give_up(now_s, elsewhere=elsewhere):
+            return
+        if prefills:
+            raise NoRoom("prefill", "the prompt takes too long", reason=SLOW_PREFILL, broke_off=True)
+        raise AttemptFailed("the KV takes too long", reason="slow_link", blame=self._legs.blame("pair"))
 
     @property
     def _has_first(self) -> bool:
@@ -253,9 +286,14 @@ class Attempt:
         if kind == "token":
             if leg == "decode":  # the prompt is computed, by whichever worker
                 self._prefilling.close()
+                if self._probed:  # No need to wait for the end of a long answer.
+                    self._succeeded()
+                    self._probed = ()
             elif self._first_from_decode:
                 # The one that counts is decode's, which may be another.
                 raise ProtocolViolation("it sent a token, although the first one comes from decode")
+            else:
+                self._stage.first_token(time.monotonic())
             return self._state.token(line)
         if kind == "ticket":
             self._has_ticket = True
@@ -263,6 +301,7 @@ class Attempt:
             self._take()
         elif kind == "accepted":
             self._accepted = True
+            self._stage.accepted(time.monotonic())
             trace.path = str(line["path"])
             if trace.path == "local" and self._choice.prefill is not None and not self._has_ticket:
                 self._prefilled_by_decode()
@@ -318,6 +357,8 @@ class Attempt:
         prefill, decode = self._choice.prefill, self._choice.decode
         if decode is not None:
             self._table.note_room(decode, room)
+        if not self._first_from_decode:
+            self._stage.ticket(time.monotonic())
         self._legs.start_prefill(ticket, None if prefill is None else self._table.decode_room(prefill))
 
     def _error(self, leg: str, code: str, message: str, *, final: bool) -> None:
@@ -338,10 +379,13 @@ class Attempt:
         told = bool(failure.blame) or not failure.retryable or code == codes.REQUEST_FAILED
         raise failure if told or self._deferred is None else self._deferred
 
-    def _succeeded(self) -> None:
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        """The breaker keys of what this attempt uses."""
         prefill, decode = self._choice.prefill, self._choice.decode
-        for worker in (prefill, decode):
-            if worker is not None:
-                self._table.breaker.succeeded(worker.incarnation)
-        if prefill is not None and decode is not None:
-            self._table.breaker.succeeded(pair_key(prefill, decode))
+        workers = tuple(worker.incarnation for worker in (prefill, decode) if worker is not None)
+        return (*workers, pair_key(prefill, decode)) if prefill is not None and decode is not None else workers
+
+    def _succeeded(self) -> None:
+        for key in self._keys:
+            self._table.breaker.succeeded(key)

@@ -5,6 +5,7 @@ It chooses workers, tries them, waits for room, and goes on with the next pair a
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -18,6 +19,8 @@ from disagg_router.admission.waiting_queue import AdmissionQueue, LeftModel
 from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace
 from disagg_router.dispatch.promises import cannot_go_on, weakened
 from disagg_router.dispatch.request_state import RequestState, Token
+from disagg_router.dispatch.retry_budget import RetryBudget
+from disagg_router.dispatch.tail_times import Tails
 from disagg_router.errors import ApiError, AttemptFailed, NoRoom
 from disagg_router.metrics import Metrics
 from disagg_router.objectives import Objectives
@@ -98,6 +101,7 @@ class Dispatcher:
         patience: Patience,
         deadlines: Objectives | None = None,
         local_up_to_tokens: int = 0,
+        retries: RetryBudget | None = None,
     ) -> None:
         self._client = client
         self._table = table
@@ -107,6 +111,8 @@ class Dispatcher:
         self._patience = patience
         self._deadlines = deadlines
         self._local_up_to_tokens = local_up_to_tokens
+        self._retries = retries or RetryBudget()
+        self._tails = Tails()
 
     async def run(self, state: RequestState, trace: Trace, arrived_s: float) -> AsyncGenerator[Token | Finished]:
         """Yield the tokens in order, then Finished, for a request that arrived at monotonic
@@ -115,6 +121,8 @@ class Dispatcher:
         Raises ApiError when every attempt has failed or a limit of the queue was reached, and
         ModelReplaced.
         """
+        self._retries.arrived(time.monotonic())
+        self._tails.budget.arrived(time.monotonic())
         # The adapters of a model have its workers, and so its queue.
         with self._queues.queue((state.identity.parent or state.identity.name, state.identity.digest)) as queue:
             visit = _Visit(queue, arrived_s, trace.held_s, self._timeout_s)
@@ -156,6 +164,7 @@ class Dispatcher:
                 trace.note_failure(failure)
                 if isinstance(failure, AttemptFailed):
                     self._failed(state, failure)
+                    await self._pause(state, visit)
                 else:
                     await self._refused(visit, state, choice, failure, trace)
             state.next_attempt()
@@ -187,6 +196,7 @@ class Dispatcher:
             room_changed or self._queues.wake,
             due_s,
             local_up_to_tokens,
+            self._tails,
         ).items()
 
     def _rank(self, visit: _Visit, state: RequestState, choice: Choice | None = None) -> None:
@@ -322,6 +332,13 @@ class Dispatcher:
             )
         if not self._has_workers(state):
             raise ModelReplaced(name)
+
+    async def _pause(self, state: RequestState, visit: _Visit) -> None:
+        """Wait for the budget of retries, if this is not the first one of the request."""
+        now_s = time.monotonic()
+        if state.failures > 1 and (wait_s := self._retries.wait_s(now_s)) > 0:
+            self._metrics.retry_waits.inc()
+            await asyncio.sleep(max(0.0, min(wait_s, visit.deadline_s - now_s)))
 
     def _failed(self, state: RequestState, failure: AttemptFailed) -> None:
         """Record the workers to avoid. Raises ApiError when no attempt is left."""

@@ -72,7 +72,8 @@ class Handshakes:
         for key, (prefill, decode) in pairs.items():
             if len(self._probes) >= _MAX_AT_ONCE:
                 return
-            if key not in self._healthy and key not in self._probes and not self._table.breaker.is_open(key, now_s):
+            avoided = any(self._table.breaker.is_open(k, now_s) for k in (key, prefill.incarnation, decode.incarnation))
+            if key not in self._healthy and key not in self._probes and not avoided:
                 self._probes[key] = asyncio.create_task(self._probe(prefill, decode))
 
     async def _probe(self, prefill: Worker, decode: Worker) -> None:

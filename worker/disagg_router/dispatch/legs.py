@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from disagg_router.dispatch.request_state import ProtocolViolation
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.client import Line, WorkerClient
+from disagg_router.workers.lifelines import Lifelines
 from disagg_router.workers.pair_choice import Choice, pair_key
 from disagg_router.workers.worker_info import Worker
 from disagg_wire import codes
@@ -60,7 +61,7 @@ class Legs:
 
     The worker that computes the prompt is told how much time it has for the first token, if `due_s`
     names a monotonic time. Decode may prefill the prompt itself if it lacks at most
-    `local_up_to_tokens` of it.
+    `local_up_to_tokens` of it. A leg ends when `lifelines` gives its worker up.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Legs:
         body: Line,
         due_s: float | None = None,
         local_up_to_tokens: int = 0,
+        lifelines: Lifelines | None = None,
     ) -> None:
         self._client = client
+        self._lifelines = lifelines or Lifelines()
         self._choice = choice
         self._body = body
         self._due_s = due_s
@@ -144,10 +147,16 @@ class Legs:
         self._tasks.append(asyncio.create_task(self._pump(leg, worker, body)))
 
     async def _pump(self, leg: str, worker: Worker, body: Line) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            async with self._client.stream(worker, leg, body) as lines, contextlib.aclosing(lines):
+            async with (
+                self._lifelines.stream(worker) as life,
+                self._client.stream(worker, leg, body) as lines,
+                contextlib.aclosing(lines),
+            ):
                 await self._events.put(LegTaken(leg))
                 async for line in lines:
+                    life.heard_s = loop.time()
                     await self._events.put(LegLine(leg, line))
             await self._events.put(LegEnded(leg))
         except (NoRoom, AttemptFailed) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,8 +15,21 @@ import httpx
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.worker_info import Worker
 from disagg_wire import codes
-from disagg_wire.protocol import INFO_PATH, LAST_RESORT_HEADER, ROUTER_HEADER, ROUTER_NEEDS, ROUTER_WATCHES, WORK_PATHS
+from disagg_wire.protocol import (
+    DECODE_ROOM_PATH,
+    INFO_PATH,
+    LAST_RESORT_HEADER,
+    PULSE_PATH,
+    ROUTER_HEADER,
+    ROUTER_NEEDS,
+    ROUTER_WATCHES,
+    WORK_PATHS,
+)
+from disagg_wire.pulse import Beat
+from disagg_wire.pulse import parse as parse_beat
+from disagg_wire.room import Room
 
+log = logging.getLogger(__name__)
 _MAX_LINE_BYTES = 1 << 20
 _TICKET_FIELD = "ticket"
 Line = dict[str, Any]
@@ -59,6 +74,16 @@ class WorkerClient:
         """Send a JSON object. Raises httpx.HTTPError."""
         (await self._http.post(url + path, json=content, timeout=timeout_s)).raise_for_status()
 
+    async def tell_room(self, prefill: Worker, room: Room) -> None:
+        """Tell a prefill worker the room of decode.
+
+        This is best effort, because each request that goes there carries it too.
+        """
+        try:
+            await self.post(prefill.url, DECODE_ROOM_PATH, room.to_json())
+        except httpx.HTTPError as error:
+            log.debug("worker %s was not told of decode's room: %s", prefill.pod, str(error) or type(error).__name__)
+
     @asynccontextmanager
     async def stream(self, worker: Worker, role: str, body: Line) -> AsyncIterator[AsyncGenerator[Line]]:
         """Yield the events of one call.
@@ -81,6 +106,23 @@ class WorkerClient:
                         has_ticket=body.get("ticket") is not None,
                     )
                 yield self._lines(worker, answer)
+        except _BROKEN as error:
+            raise _broken(worker, error) from None
+
+    async def beats(self, worker: Worker, patience_s: float) -> AsyncGenerator[Beat]:
+        """Yield the beats of a worker until its stream ends.
+
+        Raises AttemptFailed if it breaks, TimeoutError if none comes for `patience_s` seconds, and
+        ValueError.
+        """
+        try:
+            async with asyncio.timeout(patience_s) as patience:
+                async with self._session().get(worker.url + PULSE_PATH, allow_redirects=False) as answer:
+                    if answer.status != 200:
+                        raise ValueError(f"HTTP {answer.status}")
+                    async for line in _split(answer.content.iter_any()):
+                        yield parse_beat(line)
+                        patience.reschedule(asyncio.get_running_loop().time() + patience_s)
         except _BROKEN as error:
             raise _broken(worker, error) from None
 

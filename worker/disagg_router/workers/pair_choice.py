@@ -1,4 +1,4 @@
-"""PURE: The choice of the pair of workers for a request, and the circuit breaker."""
+"""PURE: The choice of the pair of workers for a request."""
 
 from __future__ import annotations
 
@@ -19,44 +19,6 @@ from disagg_wire.room import Room, total_room
 
 def pair_key(prefill: Worker, decode: Worker) -> str:
     return f"{prefill.incarnation}|{decode.incarnation}"
-
-
-@dataclass(slots=True)
-class Breaker:
-    """A circuit breaker. Something that failed is avoided for 1 s until it succeeds, and twice as
-    long after each further failure, up to 30 s.
-
-    A failure while it is avoided belongs to work that was under way before and says nothing new, so
-    many requests that one fault ended count once.
-    """
-
-    first_s: float = 1.0
-    longest_s: float = 30.0
-    _failed: dict[str, tuple[int, float]] = field(default_factory=dict)
-
-    def failed(self, key: str, now_s: float) -> None:
-        if self.is_open(key, now_s):
-            return
-        times = self._failed.get(key, (0, 0.0))[0]
-        # The exponent is bounded: within a night, failures reach a power of two that no float can
-        # hold.
-        self._failed[key] = (times + 1, now_s + min(self.longest_s, self.first_s * 2.0 ** min(times, 30)))
-
-    def succeeded(self, key: str) -> None:
-        self._failed.pop(key, None)
-
-    def is_open(self, key: str, now_s: float) -> bool:
-        return key in self._failed and now_s < self._failed[key][1]
-
-    def keep_only(self, incarnations: Collection[str], now_s: float) -> None:
-        """Forget entries of workers that are gone, unless they are recent.
-
-        Such workers may be back with the next poll.
-        """
-        kept = {
-            k: v for k, v in self._failed.items() if now_s < v[1] or all(part in incarnations for part in k.split("|"))
-        }
-        self._failed = kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +173,25 @@ def choose(
                 return Choice(None if one else prefill, decode, prompt.to_compute(prefill))
     local = [d for d in decodes if FEATURE_NO_LOCAL_PREFILL not in d.features]
     return Choice(None, local[0], prompt.to_compute(local[0])) if local else None
+
+
+def has_other(
+    workers: Iterable[Worker], prefill: Worker, decode: Worker, avoid: Callable[[str], bool], *, prefills: bool
+) -> bool:
+    """Return whether another worker than `prefill` may prefill, or, if not `prefills`, another pair
+    may serve what this pair does.
+    """
+    usable = [w for w in workers if w.identity == prefill.identity and w.compat == decode.compat]
+    usable = [w for w in usable if not avoid(w.incarnation)]
+    return any(
+        not avoid(pair_key(p, d))
+        for p in usable
+        for d in usable
+        if p.serves("prefill")
+        and d.serves("decode")
+        and p.incarnation != d.incarnation
+        and (p.incarnation != prefill.incarnation or (not prefills and d.incarnation != decode.incarnation))
+    )
 
 
 def _layouts(prefills: Iterable[Worker], decodes: Iterable[Worker], dice: Callable[[], float]) -> list[str]:

@@ -15,18 +15,21 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
+from functools import partial
 
 import httpx
 
 from disagg_router.text.tokenizer import Text
+from disagg_router.workers.breaker import Breaker
 from disagg_router.workers.canary import Canary, canary_of, chosen
 from disagg_router.workers.catalogue import Catalogue, KnownNames, catalogue_of
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.coming_models import ComingModels
+from disagg_router.workers.lease import Limits, Verdict
 from disagg_router.workers.leaving_workers import LeavingWorkers
+from disagg_router.workers.lifelines import Lifelines
+from disagg_router.workers.missed_polls import MissedPolls
 from disagg_router.workers.pair_choice import (
-    Breaker,
     Choice,
     Inflight,
     Prompt,
@@ -36,32 +39,21 @@ from disagg_router.workers.pair_choice import (
 )
 from disagg_router.workers.pair_link import Link, declared
 from disagg_router.workers.prefix_affinity import STRIDE_TOKENS, PrefixMap, prefix_names
+from disagg_router.workers.pulses import Pulses
 from disagg_router.workers.reserves import with_reserves
-from disagg_router.workers.worker_info import Identity, Member, Worker, name_of, parse_info
-from disagg_wire.protocol import DECODE_ROOM_PATH, DRAINING, READY, TOKENIZER_PATH
+from disagg_router.workers.rounds import Job, Rounds
+from disagg_router.workers.texts import Texts
+from disagg_router.workers.worker_info import Identity, Member, Membership, Worker, name_of, parse_info
+from disagg_wire.protocol import DRAINING, READY
 from disagg_wire.room import Room
 
 log = logging.getLogger(__name__)
 # A worker that misses this many polls is left out until it answers again.
 _MISSES = 2
-
-
-class Membership(Protocol):
-    """A source of the list of workers."""
-
-    synced: bool
-
-    @property
-    def deserted(self) -> bool:
-        """Whether the deployment itself is gone, so that no worker will come any more."""
-
-    def members(self) -> dict[str, Member]: ...
-
-    def leaving(self) -> dict[str, Member]:
-        """Return the workers that are about to end, as far as they are listed."""
-
-    async def run(self) -> None:
-        """Keep the list current until cancelled."""
+# How long a round waits for the slowest workers, if that is more than the interval.
+_PATIENCE_S = 0.5
+# The time for which it is known that a worker was lost; no poll takes as long.
+_REMEMBERED_S = 60.0
 
 
 class WorkerTable:
@@ -77,8 +69,14 @@ class WorkerTable:
         interval_s: float,
         names: KnownNames | None = None,
         changed: Callable[[], None] = lambda: None,
+        limits: Limits | None = None,
     ) -> None:
         self._client = client
+        self.lifelines = Lifelines()
+        self.pulses = Pulses(client, limits or Limits(), self._judged)
+        self.gave_up: Callable[[str], None] = lambda _: None
+        """Called with the reason when a worker is given up together with its streams."""
+        self._rounds = Rounds()
         self.names = names or KnownNames("", 0.0)
         self.catalogue = Catalogue()
         self.canary: Canary | None = None
@@ -95,21 +93,21 @@ class WorkerTable:
         """Whether this router has requests to answer."""
         self.ending = False
         """Whether this router is about to end, and the workers perhaps with it."""
-        self._misses: Counter[str] = Counter()
+        self._misses = MissedPolls()
         self._requests: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
-        self._texts: dict[str, Text] = {}
+        self._texts = Texts(client)
         self._links: dict[str, Link] = {}
         self._asked = False
         # What starting workers have said, and whether all have.
         self._told: tuple[frozenset[str], bool] = (frozenset(), True)
         # The addresses of listed members that have said once which model they serve, by name.
         self._have_said: dict[str, str] = {}
-        # The workers that were lost since the polls under way began: their answers may be older.
-        self._broke: set[str] = set()
+        # When workers were lost: the answers of polls that began before may be older.
+        self._broke: dict[str, float] = {}
         self._prefixes = PrefixMap()
         self._decoded = PrefixMap()
-        self.breaker = Breaker()
+        self.breaker = Breaker(dice=random.random)
         self.proven: frozenset[str] = frozenset()
 
     def workers(self) -> list[Worker]:
@@ -129,7 +127,7 @@ class WorkerTable:
 
     def text(self, identity: Identity) -> Text:
         """Return the tokenizer of an identity that is served, or was just served."""
-        return self._texts[identity.digest]
+        return self._texts.known[identity.digest]
 
     def choose(
         self,
@@ -251,7 +249,7 @@ class WorkerTable:
         """Drop a worker to which a stream broke; it is not chosen again before it has answered a
         poll that begins after this.
         """
-        self._broke.add(incarnation)
+        self._broke[incarnation] = time.monotonic()
         self._leaving.lost(incarnation)
         for name, worker in list(self._workers.items()):
             if worker.incarnation == incarnation:
@@ -259,13 +257,30 @@ class WorkerTable:
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        await asyncio.gather(self._run(), self._coming.run())
+        await asyncio.gather(self._run(), self._coming.run(), self.pulses.run())
 
     async def _run(self) -> None:
-        while True:
-            started_s = time.monotonic()
-            await self.refresh()
-            await asyncio.sleep(max(0.05, self._interval_s - (time.monotonic() - started_s)))
+        try:
+            while True:
+                started_s = time.monotonic()
+                await self.refresh()
+                await asyncio.sleep(max(0.05, self._interval_s - (time.monotonic() - started_s)))
+        finally:
+            await self._rounds.close()
+
+    def _judged(self, worker: Worker, verdict: Verdict) -> None:
+        """Give a worker up that is silent or hangs, and all its streams, until it is not so."""
+        if verdict is Verdict.ALIVE:
+            log.info("worker %s is heard of again", worker.pod)
+            return
+        self.breaker.failed(worker.incarnation, time.monotonic())
+        self.lost(worker.incarnation)
+        self._give_up(worker, f"is {verdict}", f"worker_{verdict}")
+
+    def _give_up(self, worker: Worker, what: str, reason: str, heard_before_s: float | None = None) -> None:
+        n = self.lifelines.cut(worker.name, f"{worker.pod} {what}", reason, heard_before_s)
+        log.warning("worker %s %s: %d streams go on elsewhere", worker.name, what, n)
+        self.gave_up(reason)
 
     async def refresh(self) -> None:
         """Poll all members once."""
@@ -277,8 +292,8 @@ class WorkerTable:
         for name in set(self._workers) - set(members):
             log.info("worker %s has left", name)
             del self._workers[name]
-        for name in set(self._misses) - set(members):
-            del self._misses[name]
+        self._misses.keep_only(members.keys())
+        self.pulses.keep_only(listed_now)
         # A router that ends may be one of a deployment that is deleted with all its workers.
         active = self.active()
         serving = [w for w in self.workers() if w.state == READY]
@@ -287,24 +302,24 @@ class WorkerTable:
             # Those that have notice to leave: they may be the last ones.
             needed = {w.name for w in self._workers.values() if w.state == DRAINING}
         leaving = {name: m for name, m in self._membership.leaving().items() if name not in members}
-        self._broke.clear()
-        await asyncio.gather(
-            self._leaving.poll(leaving, needed, self.names.configured),
-            *(self._poll(m, needs=m.name in needed) for m in members.values()),
-        )
+        self._broke = {key: at_s for key, at_s in self._broke.items() if at_s > time.monotonic() - _REMEMBERED_S}
+        polls: dict[str, Job] = {name: partial(self._poll, m, needs=name in needed) for name, m in members.items()}
+        polls[""] = partial(self._leaving.poll, leaving, needed, self.names.configured)
+        answered = await self._rounds.go(polls, max(self._interval_s, _PATIENCE_S))
         alive = {w.incarnation for w in self.workers()}
         self.breaker.keep_only(alive, time.monotonic())
         self._links = {key: link for key, link in self._links.items() if all(p in alive for p in key.split("|"))}
         for counter in (self._requests, self._tokens):
             for key in [k for k, n in counter.items() if n <= 0 and k not in alive]:
                 del counter[key]
-        await asyncio.gather(
-            *(self._tell_room(w) for w in self.workers() if w.role == "prefill" and w.serves("prefill"))
-        )
+        told = [(w, self.decode_room(w)) for w in self.workers() if w.role == "prefill" and w.serves("prefill")]
+        jobs: dict[str, Job] = {f"room {w.name}": partial(self._client.tell_room, w, room) for w, room in told if room}
         self._coming.keep_only(set(self._membership.members()) - set(self._workers))
-        await self._fetch_texts()
+        await self._rounds.go(
+            jobs | {"texts": partial(self._texts.fetch, self.workers())}, max(self._interval_s, _PATIENCE_S)
+        )
         self._refresh_catalogue()
-        self._asked = self._asked or listed
+        self._asked = self._asked or (listed and answered)
 
     @property
     def deserted(self) -> bool:
@@ -312,7 +327,7 @@ class WorkerTable:
         return self._membership.deserted and not any(w.state == READY for w in self.workers())
 
     def _catalogue(self) -> Catalogue:
-        return catalogue_of(self.workers(), self.proven, self._texts, self.canary)
+        return catalogue_of(self.workers(), self.proven, self._texts.known, self.canary)
 
     def _refresh_catalogue(self) -> None:
         before, self.catalogue = self.catalogue, self._catalogue()
@@ -325,41 +340,34 @@ class WorkerTable:
         self._told = (self._coming.names(), not silent)
         self.names.update(self.catalogue, self._coming.names(), time.monotonic(), all_told=not silent)
         used = self.names.digests() | {w.digest for w in self.workers() if w.state == READY}
-        self._texts = {digest: text for digest, text in self._texts.items() if digest in used}
+        self._texts.keep_only(used)
         if self.catalogue != before:
             log.info("models: %s", "; ".join(self.catalogue.lines()) or "none")
         if (self.catalogue, self._told) != (before, told):
             self._changed()
 
-    async def _tell_room(self, prefill: Worker) -> None:
-        """Tell a prefill worker the room of decode.
-
-        This is best effort, because each request that goes there carries it too.
-        """
-        if (room := self.decode_room(prefill)) is None:
-            return
-        try:
-            await self._client.post(prefill.url, DECODE_ROOM_PATH, room.to_json())
-        except httpx.HTTPError as error:
-            log.debug("worker %s was not told of decode's room: %s", prefill.pod, str(error) or type(error).__name__)
-
     async def _poll(self, member: Member, *, needs: bool) -> None:
+        began_s, loop_s = time.monotonic(), asyncio.get_running_loop().time()
         try:
             info = await self._client.info(member.url, needs=needs)
             worker = parse_info(member, info, self.names.configured)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            self._misses[member.name] += 1
-            if self._misses[member.name] >= _MISSES and member.name in self._workers:
-                del self._workers[member.name]
+            missed, since_s = self._misses.missed(member.name, loop_s)
+            if missed >= _MISSES and member.name in self._workers:
+                lost = self._workers.pop(member.name)
                 log.warning("worker %s is lost: %s", member.name, str(error) or type(error).__name__)
-            elif self._misses[member.name] == _MISSES:
+                if not self.pulses.vouches_for(lost):
+                    self._give_up(lost, "is lost", "worker_lost", since_s)
+            elif missed == _MISSES:
                 log.warning("worker %s does not answer: %s", member.name, str(error) or type(error).__name__)
             return
-        self._misses[member.name] = 0
+        self._misses.answered(member.name)
         if worker is not None or name_of(info):
             self._have_said[member.name] = member.url
-        if worker is not None and worker.incarnation in self._broke:
-            return
+        if worker is not None:
+            self.pulses.note(worker)
+            if self._broke.get(worker.incarnation, -math.inf) >= began_s or self.pulses.is_down(worker):
+                return
         if worker is None:
             self._workers.pop(member.name, None)
             self._coming.note(member.name, name_of(info))
@@ -376,15 +384,3 @@ class WorkerTable:
                 worker.pod, worker.role, worker.state, worker.transport, worker.interface, elsewhere,
             )  # fmt: skip
         self._workers[member.name] = worker
-
-    async def _fetch_texts(self) -> None:
-        """Fetch the tokenizer of each new model; there are at most a few, two during a rollout."""
-        ready = {w.digest: w for w in self.workers() if w.state == READY}
-        for digest, worker in ready.items():
-            if digest in self._texts:
-                continue
-            try:
-                files = await self._client.get(worker.url, TOKENIZER_PATH, timeout_s=10.0)
-                self._texts[digest] = await asyncio.to_thread(Text, files)
-            except Exception as error:  # Whatever a new revision has: this router serves the old one on.
-                log.error("no tokenizer from %s: %s", worker.pod, str(error) or type(error).__name__)

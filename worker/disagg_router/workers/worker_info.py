@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from disagg_wire.engines import EVIDENCE
 from disagg_wire.fabric import FABRIC, summary
@@ -53,6 +53,24 @@ class Identity:
             return f"fp_{self.digest[:16]}"
         parts = json.dumps([self.digest, self.adapter, self.adapter_digest]).encode()
         return f"fp_{hashlib.sha256(parts).hexdigest()[:16]}"
+
+
+class Membership(Protocol):
+    """A source of the list of workers."""
+
+    synced: bool
+
+    @property
+    def deserted(self) -> bool:
+        """Whether the deployment itself is gone, so that no worker will come any more."""
+
+    def members(self) -> dict[str, Member]: ...
+
+    def leaving(self) -> dict[str, Member]:
+        """Return the workers that are about to end, as far as they are listed."""
+
+    async def run(self) -> None:
+        """Keep the list current until cancelled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ and must not block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from disagg_protocol.events import ErrorEvent, EventSink, TokenEvent
@@ -110,10 +110,14 @@ class Engine(Protocol):
     `due_s` is the time.monotonic() by which the first token of a request should be out, or None. It
     only orders the waiting requests (see deadlines): none is given up because it is late. It has no
     effect if `tokens` includes emitted tokens.
+
+    `on_starved` is called, on the engine's thread and perhaps often, while a sequence that runs
+    waits for a block and all others are leased to transfers.
     """
 
     model: ModelInfo
     layout: KvLayout
+    on_starved: Callable[[], None]
 
     @property
     def cache(self) -> KvCache: ...
@@ -199,7 +203,12 @@ class Engine(Protocol):
     def load(self) -> Load: ...
 
     def alive(self) -> bool:
-        """Return whether the engine's loop runs and has made progress lately, or is idle."""
+        """Return whether the engine's loop runs, and no step seems never to end."""
+
+    def late(self) -> bool:
+        """Return whether a step takes longer than it may, so that requests are better served
+        elsewhere until it ends.
+        """
 
     def stop(self, timeout_s: float) -> None:
         """End the loop. Requests that still run get an ErrorEvent `draining`."""

@@ -39,6 +39,7 @@ from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.settle import Settler, failure, out_of_memory
 from disagg_worker.engine.setup import Plan, set_up
+from disagg_worker.engine.step_watch import StepRecord, StepWatch
 from disagg_worker.engine.steps import Outcome, Steps
 from disagg_worker.engine.structured import Grammars
 from disagg_worker.model import loader
@@ -47,9 +48,9 @@ from disagg_worker.values.engine_load import Load
 from disagg_worker.values.layouts import ModelInfo
 
 log = logging.getLogger(__name__)
-# A step longer than this means the loop is stuck, not slow.
-_STUCK_S = 300.0
-_IDLE_WAIT_S = 1.0
+# A step that takes so much longer than it should is late, and then stuck, not slow.
+_LATE_S, _STUCK_S = 1.5, 60.0
+_IDLE_WAIT_S, _STARVED_WAIT_S = 1.0, 0.1
 # The weight of the latest decode step in the smoothed duration of decode steps.
 _SMOOTHING = 0.2
 _DRAINING = ErrorEvent(codes.DRAINING, "the worker is stopping", retryable=True)
@@ -70,10 +71,12 @@ class TorchEngine:
         backend: Backend | None = None,
         on_progress: OnProgress | None = None,
         on_lost: Callable[[str], None] = lambda _: None,
+        step_record: StepRecord | None = None,
     ) -> None:
         torch.set_num_threads(config.threads)
         self._config = config
         self._on_lost = on_lost
+        self.on_starved: Callable[[], None] = lambda: None
         self._wake = threading.Condition()
         self._stopping = False
         model = loader.load_config(folder)
@@ -107,7 +110,7 @@ class TorchEngine:
         self._steps_total = {"prefill": 0, "decode": 0}
         self._busy_s = 0.0
         self._decode_step_s = 0.0
-        self._step_started_s: float | None = None
+        self._watch = StepWatch(step_record)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
@@ -236,8 +239,10 @@ class TorchEngine:
             )
 
     def alive(self) -> bool:
-        started_s = self._step_started_s
-        return self._thread.is_alive() and (started_s is None or time.monotonic() - started_s < _STUCK_S)
+        return self._thread.is_alive() and not self._watch.is_late(_STUCK_S)
+
+    def late(self) -> bool:
+        return self._watch.is_late(_LATE_S)
 
     def stop(self, timeout_s: float) -> None:
         with self._wake:
@@ -253,9 +258,8 @@ class TorchEngine:
 
     def _lost(self, message: str) -> None:
         """Stop because a rank has ended. The requests that are here may succeed elsewhere."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify_all()
+        self._stopping = True
+        self._nudge()
         self._on_lost(message)
 
     def cancel_sequence(self, sequence: Sequence) -> None:
@@ -339,6 +343,8 @@ class TorchEngine:
 
     def _turn(self) -> bool:
         """Run the next steps, or wait for work. Returns False to stop."""
+        if self._queues.starved:
+            self.on_starved()
         with self._wake:
             if self._stopping:
                 return False
@@ -350,22 +356,23 @@ class TorchEngine:
                 pace = self._steps.pace.pace(self._decode_step_s if running else 0.0)
                 work, wake_at_s = self._queues.take_prefill(started_s, pace)
                 if not work and not running:
-                    self._wake.wait(_IDLE_WAIT_S if wake_at_s is None else max(0.0, wake_at_s - started_s))
+                    idle_s = _STARVED_WAIT_S if self._queues.starved else _IDLE_WAIT_S
+                    self._wake.wait(idle_s if wake_at_s is None else max(0.0, wake_at_s - started_s))
                     return True
         if over:
             for s, event in over:
                 self._settler.end(s, event)
             return True
-        self._step_started_s = started_s
         if work:
-            self._step("prefill", work, self._steps.prefill, lambda item: item[0])
+            with self._watch.prefill([(n, s.computed) for s, n in work]):
+                self._step("prefill", work, self._steps.prefill, lambda item: item[0])
             self._queues.note_prefilled(work)
         if running:
             decode_started_s = time.monotonic()
-            self._step("decode", running, self._steps.decode, lambda s: s)
+            with self._watch.decode(len(running)):
+                self._step("decode", running, self._steps.decode, lambda s: s)
             took_s = time.monotonic() - decode_started_s
             self._decode_step_s += (took_s - self._decode_step_s) * (_SMOOTHING if self._decode_step_s else 1.0)
-        self._step_started_s = None
         self._busy_s += time.monotonic() - started_s
         return True
 

@@ -56,7 +56,8 @@ class Queues:
 
     `waiting` is in order of arrival, so preempted sequences are first. `running` sequences are
     decoded together. `prefilling` are those waiting sequences whose step runs now. `committed`
-    counts the sequences to decode: those that run, wait for it or have a reservation.
+    counts the sequences to decode: those that run, wait for it or have a reservation. `starved`
+    says whether one that runs lacked a block last time, because all others are leased.
     """
 
     def __init__(self, config: EngineConfig, max_model_len: int, store: KvStore, names: PrefixNames | None) -> None:
@@ -84,6 +85,7 @@ class Queues:
         self.prefilling: set[Sequence] = set()
         self.committed = 0
         self.decode_room: KnownRoom | None = None
+        self.starved = False
         self.preemptions = 0
         self.cached_tokens = 0
         self.prompt_tokens = 0
@@ -203,6 +205,7 @@ class Queues:
         Other sequences are preempted if necessary.
         """
         able = []
+        self.starved = False
         for s in sorted(self.running, key=lambda s: s.key):
             if s in self.running and s.may_step and self._grow(s):
                 able.append(s)
@@ -216,6 +219,7 @@ class Queues:
             holders = {h.key: h for h in (*self.running, *self.waiting) if h.holding is not None and not h.hands_over}
             newest = victim(s.key, list(holders))
             if newest is None:
+                self.starved = True
                 return False  # Blocks are leased to transfers; the end of one wakes the loop.
             self._preempt(holders[newest])
         self._store.pool.extend(s.holding, 1)

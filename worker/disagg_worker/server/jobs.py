@@ -191,7 +191,8 @@ class _RemoteDecode:
 
     def _on_failed(self, code: str, message: str) -> None:
         self._node.metrics.transfer_failures.labels(code).inc()
-        self.events.put(ErrorEvent(codes.TRANSFER_FAILED, message, retryable=True))
+        code = code if code == codes.TICKET_EXPIRED else codes.TRANSFER_FAILED
+        self.events.put(ErrorEvent(code, message, retryable=True))
 
     async def lines(self, deadline_s: float) -> AsyncIterator[Line]:
         yield {"type": "ticket", "ticket": self.ticket.to_json(), "room": asdict(self._node.engine.load().room)}

@@ -56,6 +56,10 @@ class Worker(Endpoint):
         return "" if self.node is None or self.node.engine.alive() else "the engine loop is stuck or dead"
 
     @property
+    def ready(self) -> bool:
+        return super().ready and not (self.node is not None and self.node.engine.late())
+
+    @property
     def progress(self) -> str:
         return str(self.loading or "")
 

@@ -45,7 +45,7 @@ class Intake:
         self._reservation = reservation
         self._vocab_size = vocab_size
         self._idle_s = idle_s
-        self._started_s = time.monotonic()
+        self._started_s = self.heard_s = time.monotonic()
         self._changed = threading.Condition()
         self._coverage = Coverage(layout, reservation.n_blocks, ticket.held_blocks)
         self._digests: dict[int, Digest] = {}
@@ -84,6 +84,7 @@ class Intake:
             self._writes.key = key
         while True:
             header = link.header()
+            self.heard_s = time.monotonic()
             if header.type is FrameType.LAYER:
                 self._layer(connection, link, header)
                 continue

@@ -36,6 +36,8 @@ from disagg_worker.transfer.write_intake import await_release, refuse
 from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)
+# A peer that says nothing for so long must not make sequences that run wait for its blocks.
+_SILENCE_S = 1.5
 _LINGER_S = 2.0  # Time for a refused peer to read the reason.
 _Link = frame_socket.FrameSocket | SealedSocket
 
@@ -73,6 +75,12 @@ class Session:
     """What the connections of a bound transfer share."""
     landing: Landing | None = None
     """The offer of the blocks to a worker that writes into them, if the ticket has one."""
+    since_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def heard_s(self) -> float:
+        """The time when the peer was last heard of, or when the wait for it began."""
+        return self.since_s if self.intake is None else self.intake.heard_s
 
     def give_back(self) -> bool:
         """Release the blocks, or return False if a worker may still write: they are held then."""
@@ -142,6 +150,29 @@ class KvListener:
         elif phase is Phase.RECEIVING and not (session.intake is not None and session.intake.call_off()):
             for sock in socks:
                 frame_socket.hang_up(sock)
+
+    def recall(self) -> None:
+        """Give up the newest transfer whose peer is silent: a sequence that runs needs blocks.
+
+        The request goes on elsewhere. Any thread may call this, and often.
+        """
+        with self._lock:
+            sessions = [*self._waiting.values(), *self._receiving.values()]
+            before_s = time.monotonic() - _SILENCE_S
+            silent = max((s for s in sessions if s.heard_s < before_s), key=lambda s: s.since_s, default=None)
+            waits = silent is not None and silent.phase is Phase.WAITING
+            if silent is None:
+                return
+            if waits:
+                silent.phase = Phase.ENDED
+                del self._waiting[silent.ticket.transfer_id]
+            socks = list(silent.socks)
+        log.warning("transfer %s is given up: its peer is silent, and blocks are needed", silent.ticket.transfer_id)
+        if waits:
+            silent.give_back()
+            silent.on_failed(codes.TICKET_EXPIRED, "no KV has come, and the blocks were needed")
+        for sock in socks:
+            frame_socket.hang_up(sock)
 
     def begun(self, session: Session) -> bool:
         """Return whether the session has left the phase WAITING, as it does when its ticket is
