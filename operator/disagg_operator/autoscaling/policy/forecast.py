@@ -199,11 +199,14 @@ def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> tuple[float, ...
     return (sum(w * e for w, e in zip(weights, each, strict=True)) / sum(weights), *each)
 
 
-def least(f: Forecaster) -> float:
+def least(f: Forecaster, *, overrun: bool = False) -> float:
     """Return a rate that the last two intervals show even if both erred twice as much as usual.
 
-    It is 0 before the second interval.
+    It is 0 before the second interval. While the workers are overrun, it is that of the last
+    interval.
     """
+    if overrun and f.recent:
+        return f.recent[-1][1]
     if len(f.recent) < 2:
         return 0.0
     return min(rate for _, rate in f.recent[-2:]) * math.exp(-2 * math.sqrt(min(f.skill)))

@@ -14,9 +14,8 @@ every missed objective. For each pool, in workers:
                  together count more
 
 The price controls the error budget. It rises while more requests miss than the budget allows and
-falls while fewer do: quickly by the misses of the last minutes, and slowly by all misses
-so far. Misses are therefore accepted where it is expensive to avoid them (the last worker of a
-small pool) and avoided where it is cheap.
+falls while fewer do, by the misses of the last minutes. Misses are therefore accepted where it is
+expensive to avoid them (the last worker of a small pool) and avoided where it is cheap.
 
 Workers that are starting count as capacity. Scaling down goes to the largest `wanted` of the last
 one and a half cold starts. If a role flip is faster than a cold start, the workers that one pool
@@ -52,15 +51,10 @@ __all__ = ["Peak", "PoolLimits", "PoolState", "Settings", "State", "step"]
 
 _WARM_UP_S = 600.0  # until then the estimators know little: not below the starting size
 _BLIND_FORECAST_S = 300.0
-_OUTPUT_MEMORY_S = 600.0
 _MOST_BLIND_RISE = 2.0
 _MOST_TOKENS = 1e9  # per request; a larger value is not a valid measurement
 _MOST_WORK = 1e6  # workers; a larger value is not a valid measurement
 _BUDGET_MEMORY_S = 450.0
-# In this time the price grows e-fold if twice the budget is missed, and shrinks as much if nothing
-# is missed.
-_STEER_S = 16 * 3600.0
-_MOST_PRESSURE = 2.5
 
 
 def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, State]:
@@ -116,15 +110,13 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
     running, and the profile from the work that workers have done.
     """
     d = o.decode
-    gain = 1 - math.exp(-o.interval_s / _OUTPUT_MEMORY_S)
+    gain = 1 - math.exp(-o.interval_s / settings.tuning.window_s)
     output, kv = state.output_tokens, state.kv_per_sequence
     if d.completions >= 1 and d.completed_output_tokens > 0:
-        mean = min(_MOST_TOKENS, d.completed_output_tokens / d.completions)
-        output = mean if math.isnan(output) else output + gain * (mean - output)
+        output = _averaged(output, d.completed_output_tokens / d.completions, gain)
     if d.running_requests >= 1 and d.kv_tokens > 0:
-        held = min(_MOST_TOKENS, d.kv_tokens / d.running_requests)
-        kv = held if math.isnan(kv) else kv + gain * (held - kv)
-    per_s = min(_MOST_TOKENS, o.prefill.arrivals / o.interval_s)
+        kv = _averaged(kv, d.kv_tokens / d.running_requests, gain)
+    per_s = _believed(state.arrivals, min(_MOST_TOKENS, o.prefill.arrivals / o.interval_s), _overrun(settings, o))
     arrivals = forecast.update(state.arrivals, o.now_s, o.interval_s, per_s, settings.tuning)
     state = replace(state, output_tokens=output, kv_per_sequence=kv, arrivals=arrivals)
     if not settings.learn:
@@ -139,6 +131,13 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
     rate = [_decode_rate(settings, x, state) for x in (now, before)]
     state = replace(state, learned=learned, prefill=_scaled(state.prefill, *work), decode=_scaled(state.decode, *rate))
     return replace(settings, profile=now), state
+
+
+def _averaged(mean: float, value: float, gain: float) -> float:
+    """Return the new mean of a length; one value counts at most twice as much as those before."""
+    if math.isnan(mean):
+        return min(_MOST_TOKENS, value)
+    return mean + gain * (min(value, 2 * mean) - mean)
 
 
 def _scaled(pool: PoolState, before: float, now: float) -> PoolState:
@@ -185,9 +184,8 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizi
     work = profile.prefill_work_s(p.arrivals, p.prompt_tokens, p.prompt_tokens_squared) / o.interval_s
     if not work < _MOST_WORK:
         return hold(p.pods, settings.prefill, "prompt lengths are not known: holding"), pool
-    mean2 = p.prompt_tokens_squared / p.prompt_tokens if p.prompt_tokens >= 1 else 0.0
-    queued = p.waiting_tokens if p.waiting_tokens < 1e12 else 0.0
-    backlog_s = queued * (profile.b_s_per_token + profile.a_s / profile.batch_tokens + profile.c_s_per_token2 * mean2)
+    backlog_s, overrun = _waiting_s(settings, p), _overrun(settings, o)
+    work = _believed(pool.demand, work, overrun, p.pods.ready)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, o.interval_s, work, settings.tuning))
     pool = _judge(
         settings,
@@ -199,13 +197,37 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizi
         p.ttft_ok,
         0.0,
     )
-    # The backlog that one interval cannot work off while new work arrives. More prefill workers
-    # would not help requests for which the decode pool has no room.
-    backlog_s = (1 - _held(p)) * max(0.0, backlog_s - 0.5 * p.pods.ready)
+    # More prefill workers would not help requests for which the decode pool has no room.
+    backlog_s *= 1 - _held(p)
     outlook = Outlook(
-        _horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, backlog_s, DRAIN_S, state.began_s
-    )
+        _horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, backlog_s, DRAIN_S, state.began_s,
+        shown=forecast.least(pool.demand, overrun=overrun),
+    )  # fmt: skip
     return plan(settings, PREFILL, o, pool, outlook)
+
+
+def _waiting_s(settings: Settings, p: PrefillSignals) -> float:
+    """Return the seconds in which one worker would prefill what waits."""
+    profile = settings.profile
+    mean2 = p.prompt_tokens_squared / p.prompt_tokens if p.prompt_tokens >= 1 else 0.0
+    queued = p.waiting_tokens if p.waiting_tokens < 1e12 else 0.0
+    return queued * (profile.b_s_per_token + profile.a_s / profile.batch_tokens + profile.c_s_per_token2 * mean2)
+
+
+def _overrun(settings: Settings, o: Observation) -> bool:
+    """Return whether more prompts wait for prefill workers than these can do in an interval."""
+    p = o.prefill
+    return (1 - _held(p)) * _waiting_s(settings, p) > o.interval_s * p.pods.ready
+
+
+def _believed(f: forecast.Forecaster, rate: float, overrun: bool, ready: float = 0.0) -> float:
+    """Return the rate of an interval as far as it is to be believed.
+
+    One that is more than twice the rates before it, and more than the ready workers do, is a wrong
+    measurement if it has not overrun them. If it is right, the next intervals show as much.
+    """
+    usual = max((rate for _, rate in f.recent), default=0.0)
+    return rate if overrun or usual == 0 else min(rate, max(2 * usual, ready))
 
 
 def _held(p: PrefillSignals) -> float:
@@ -227,17 +249,22 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     made = max(made, full) if full < _MOST_WORK else made
     if not made < _MOST_WORK:
         return hold(d.pods, settings.decode, "generated tokens are not known: holding"), pool
+    overrun = made > d.pods.ready and d.waiting_requests > 0
+    made = _believed(pool.demand, made, overrun, d.pods.ready)
     output = _output_tokens(state)
     duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
     pool = _judge(settings, pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, interval_s, made, settings.tuning))
+    per_s, horizon_s = o.prefill.arrivals / interval_s, _horizon_s(settings, d.pods, interval_s)
     # Requests that are prefilled but not admitted, or not prefilled for lack of room, need decode
     # workers and not prefill workers.
     held = _held(o.prefill) * o.prefill.waiting_requests
     waiting = sum(n for n in (d.waiting_requests, held) if n < 1e9)
-    coming = max(state.arrivals.level, forecast.least(state.arrivals)) * output / rate
-    per_s, horizon_s = o.prefill.arrivals / interval_s, _horizon_s(settings, d.pods, interval_s)
-    outlook = Outlook(horizon_s, per_s, waiting * output / rate, max(DRAIN_S, duration_s), state.began_s, coming)
+    coming = max(state.arrivals.level, forecast.least(state.arrivals, overrun=_overrun(settings, o))) * output / rate
+    outlook = Outlook(
+        horizon_s, per_s, waiting * output / rate, max(DRAIN_S, duration_s), state.began_s, coming,
+        forecast.least(pool.demand, overrun=overrun),
+    )  # fmt: skip
     found, pool = plan(settings, DECODE, o, pool, outlook)
     found.numbers |= {
         "worker_tokens_per_s": rate, "output_tokens": output, "inflow": coming,
@@ -270,12 +297,8 @@ def _judge(
         return replace(pool, load=load)
     fade = math.exp(-o.interval_s / _BUDGET_MEMORY_S)
     curve = miss_curve.observe(pool.curve, miss_curve.slack(pods.ready, load), total, ok, o.interval_s)
-    pressure = pool.pressure
-    if total > 0:
-        pressure += o.interval_s / _STEER_S * ((1 - ok / total) / settings.budget - 1)
-    pressure = max(-_MOST_PRESSURE, min(_MOST_PRESSURE, pressure))
     missed, counted = pool.missed * fade + total - ok, pool.counted * fade + total
-    return replace(pool, load=load, curve=curve, missed=missed, counted=counted, pressure=pressure)
+    return replace(pool, load=load, curve=curve, missed=missed, counted=counted)
 
 
 def _flips(settings: Settings, o: Observation) -> bool:

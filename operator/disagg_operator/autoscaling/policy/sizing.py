@@ -12,7 +12,7 @@ from disagg_operator.autoscaling.policy.observation import Observation, Pods
 _PRICE_PRIOR_S = 1200.0
 _PRICE_HIGH, _PRICE_GAIN = 1.5, 2.0
 _KEEP = 1.5  # cold starts
-DRAIN_S = 12.0  # the time in which a backlog should be worked off
+DRAIN_S = 6.0  # the time in which a backlog should be worked off
 _NODE_S = 600.0  # nodes are asked for, and workers kept, by the work expected this much later
 PATIENCE_S = 600.0  # a worker that is starting for longer than this ...
 _PATIENCE = 4.0  # ... and for longer than this many cold starts cannot be placed
@@ -146,7 +146,7 @@ def price_of(settings: Settings, pool: PoolState, arrivals_per_s: float) -> floa
     """
     prior = max(_PRICE_PRIOR_S * arrivals_per_s, 1.0)
     share = (pool.missed + prior * settings.budget) / (pool.counted + prior)
-    return settings.price * math.exp(pool.pressure + min(_PRICE_HIGH, _PRICE_GAIN * (share / settings.budget - 1)))
+    return settings.price * math.exp(min(_PRICE_HIGH, _PRICE_GAIN * (share / settings.budget - 1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +165,8 @@ class Outlook:
     """The time of the policy's first step."""
     coming: float = 0.0
     """The least work that is expected, in workers, because it has reached the pool before."""
+    shown: float = 0.0
+    """The least work that the last intervals show, in workers."""
 
 
 def plan(
@@ -174,7 +176,7 @@ def plan(
     tuning, horizon_s = settings.tuning, outlook.horizon_s
     limits, pods = settings.limits(role), o.pods(role)
     combined, *each = forecast.predict(pool.demand, horizon_s, tuning)
-    expected = max(combined, outlook.coming, forecast.least(pool.demand))
+    expected = max(combined, outlook.coming, outlook.shown)
     if o.now_s - outlook.began_s >= _LEARN_S:
         pool = replace(pool, demand=forecast.remember(pool.demand, o.now_s + horizon_s, (expected, *each)))
     lasting = max(expected * settings.over_provisioning, 1e-6)
