@@ -51,6 +51,7 @@ __all__ = ["Peak", "PoolLimits", "PoolState", "Settings", "State", "step"]
 
 _WARM_UP_S = 600.0  # until then the estimators know little: not below the starting size
 _BLIND_FORECAST_S = 300.0
+_LENGTH_MEMORY_S = 600.0  # of outputs and contexts
 _MOST_BLIND_RISE = 2.0
 _MOST_TOKENS = 1e9  # per request; a larger value is not a valid measurement
 _MOST_WORK = 1e6  # workers; a larger value is not a valid measurement
@@ -110,7 +111,7 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
     running, and the profile from the work that workers have done.
     """
     d = o.decode
-    gain = 1 - math.exp(-o.interval_s / settings.tuning.window_s)
+    gain = 1 - math.exp(-o.interval_s / _LENGTH_MEMORY_S)
     output, kv = state.output_tokens, state.kv_per_sequence
     if d.completions >= 1 and d.completed_output_tokens > 0:
         output = _averaged(output, d.completed_output_tokens / d.completions, gain)

@@ -17,8 +17,7 @@ _NODE_S = 600.0  # nodes are asked for, and workers kept, by the work expected t
 PATIENCE_S = 600.0  # a worker that is starting for longer than this ...
 _PATIENCE = 4.0  # ... and for longer than this many cold starts cannot be placed
 _LEARN_S = 180.0  # earlier forecasts do not count against the forecaster
-_NODE_QUANTILE = 0.95
-_LOW, _HIGH = 0.05, 0.95  # the spread of the errors of forecasts, as it is shown
+_HIGH = 0.95  # of the errors of forecasts: what nodes are asked for, and the spread that is shown
 
 
 @dataclass(slots=True)
@@ -200,7 +199,7 @@ def plan(
     cheapest, scheduled = found.best(), _scheduled(settings, role, o.now_s, horizon_s)
     found.need = best = bounded(max(cheapest, scheduled))
     at_node = bounded(later_plan.best())
-    found.ahead = max(best, at_node, bounded(math.ceil(min(1e6, later * _quantile(ratios, _NODE_QUANTILE)))))
+    found.ahead = max(best, at_node, bounded(math.ceil(min(1e6, later * _quantile(ratios, _HIGH)))))
     keep_s = _KEEP * cold_s
     history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - keep_s], (o.now_s, best))
     lately = max(max(n for _, n in history), at_node)
@@ -222,7 +221,7 @@ def plan(
         "utilisation": pool.load / max(pods.ready, 1), "best": float(best), "in_ten_minutes": float(found.ahead),
         "expected_misses": found.misses(found.wanted), "price": price,
         "missed_share": pool.missed / pool.counted if pool.counted else math.nan,
-        "error_low": _quantile(ratios, _LOW) if ratios else math.nan,
+        "error_low": _quantile(ratios, 1 - _HIGH) if ratios else math.nan,
         "error_high": _quantile(ratios, _HIGH) if ratios else math.nan,
     }  # fmt: skip
     return found, replace(pool, wanted=history)
