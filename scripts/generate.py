@@ -5,6 +5,7 @@ Usage: generate.py [--check]   (`make generate`; `make lint` checks)
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from disagg_operator.api import crdgen  # noqa: E402
 from disagg_wire.version import semver  # noqa: E402
 from scripts import settings_page  # noqa: E402
 
+PROBE_TEXT = ROOT / "operator/disagg_operator/engines/probe_text.py"
 CHART = ROOT / "helm/disagg/Chart.yaml"
 
 
@@ -43,8 +45,26 @@ def settings_files() -> dict[Path, str]:
     return {ROOT / "docs/settings.md": settings_page.page()}
 
 
+def probe_files() -> dict[Path, str]:
+    """Return the probe of the network as a text, for the containers of other engines.
+
+    Without the import that must come first in a file, since it stands in the middle of a program.
+    """
+    source = (ROOT / "worker/disagg_protocol/fabric_probe.py").read_text(encoding="utf-8")
+    text = source.replace("from __future__ import annotations\n\n", "").replace("\\", "\\\\")
+    head = '"""PURE: The text of disagg_protocol.fabric_probe, written by `make generate`."""\n\n'
+    quoted = text.replace('"""', r"\"\"\"")
+    return {PROBE_TEXT: f'{head}from __future__ import annotations\n\nPROBE = """\\\n{quoted}"""\n'}
+
+
 # To generate one more file, add a function that returns its path and the text that it must have.
-SOURCES: tuple[Callable[[], dict[Path, str]], ...] = (crd_files, chart_files, golden_files, settings_files)
+SOURCES: tuple[Callable[[], dict[Path, str]], ...] = (
+    crd_files,
+    chart_files,
+    probe_files,
+    golden_files,
+    settings_files,
+)
 
 
 def stale(sources: tuple[Callable[[], dict[Path, str]], ...] = SOURCES) -> dict[Path, str]:
@@ -65,6 +85,8 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path.relative_to(ROOT)}")
+    if PROBE_TEXT in found:  # the golden files contain it
+        os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 if __name__ == "__main__":

@@ -94,14 +94,15 @@ def _conditions_made(path: Path) -> set[str]:
 
 def test_the_pages_for_users_name_every_condition_and_every_reason() -> None:
     status = REPO / "operator/disagg_operator/status"
-    words = _conditions_made(status / "conditions.py") | _conditions_made(status / "workloads.py")
+    words = {word for module in ("conditions", "network_check") for word in _conditions_made(status / f"{module}.py")}
     assert {"Degraded", "PairsHealthy", "RdmaResourceMissing"} <= words
     words |= {*changes._WARNINGS, *unsettled.RECONCILE_FAILURES}
     words |= {value for name, value in vars(telling).items() if name.isupper() and isinstance(value, str)}
     words |= {zero_state.DRY_RUN, zero_state.PEAK, zero_state.ROLE_FLIP, zero_state.ROUTERS_SILENT}
     words |= {drain_ends.DRAIN_TIMED_OUT, drain_ends.DRAIN_UNANSWERED}
     pages = "".join(
-        (REPO / f"docs/{name}.md").read_text() for name in ("operator", "engines", "permissions", "rollouts")
+        (REPO / f"docs/{name}.md").read_text()
+        for name in ("operator", "engines", "permissions", "rollouts", "networks")
     )
     assert [word for word in sorted(words - _GOOD) if f"`{word}`" not in pages] == []
 

@@ -13,6 +13,8 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from disagg_wire.refused_addresses import refused_host
+
 EVERY_NAMESPACE = "*"
 
 
@@ -62,8 +64,14 @@ class NamespacePolicy(BaseModel):
         return _matches(host.lower(), [pattern.lower() for pattern in self.prometheus_hosts])
 
     def allows_upstream(self, host: str) -> bool:
-        """Return whether routers may send requests to a host."""
-        return _matches(host.lower(), [pattern.lower() for pattern in self.upstream_hosts])
+        """Return whether routers may send requests to a host.
+
+        A link-local address is allowed only by a pattern that names it, or begins as it does.
+        """
+        patterns = [pattern.lower() for pattern in self.upstream_hosts]
+        if refused_host(host):
+            patterns = [pattern for pattern in patterns if not pattern.startswith("*")]
+        return _matches(host.lower(), patterns)
 
 
 class Policy(BaseModel):

@@ -21,12 +21,17 @@ MIB = 1 << 20
         (MIB, {"net1": MIB, "eth0": 10 * MIB}, {}, False, Used(TCP, PROVED, "net1")),
         (MIB, {"net1": 5, "eth0": MIB, "a": 3}, {}, False, Used(TCP, PROVED, "eth0")),
         (MIB, {"net1": MIB}, {"mlx5_0:1": 0, "mlx5_1:1": MIB}, True, Used(RDMA, PROVED, "mlx5_1:1")),
+        # UCX spreads a transfer over the rails; chatter on another device is no share of it.
+        (
+            MIB, {"net1": MIB}, {"mlx5_0:1": MIB // 2, "mlx5_1:1": MIB // 2, "mlx5_2:1": 100}, True,
+            Used(RDMA, PROVED, "mlx5_0:1,mlx5_1:1"),
+        ),
         (MIB, {"net1": 0.95 * MIB}, {}, True, Used(TCP, PROVED, "net1")),
         (MIB, {"net1": 10}, {"mlx5_0:1": 10}, True, Used(NVLINK, CONFIGURED, "")),
         (MIB, {"net1": 10}, {}, False, Used(SHM, CONFIGURED, "")),
         (MIB, {}, {}, False, Used(SHM, CONFIGURED, "")),
     ],
-)
+)  # fmt: skip
 def test_the_device_that_received_as_much_as_was_moved_carried_it(
     kv: float, interfaces: dict[str, int], rdma: dict[str, int], gpus: bool, expected: Used
 ) -> None:

@@ -33,7 +33,7 @@ from disagg_operator.vocabulary import Obj
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
-PAGES = [f"docs/{name}.md" for name in ("operator", "rollouts", "upgrades", "installation", "permissions")]
+PAGES = [f"docs/{name}.md" for name in ("operator", "rollouts", "upgrades", "installation", "permissions", "networks")]
 BASE: Obj = {
     "apiVersion": "disagg.dev/v1alpha1",
     "kind": "DisaggDeployment",

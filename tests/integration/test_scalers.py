@@ -20,6 +20,7 @@ from aiohttp import web
 from tests.fakes.engine_fleet import EngineFleet
 from tests.integration.apiserver import REPO, ApiServer, free_port
 from tests.integration.chart_rights import chart_rights
+from tests.integration.leader_worker_sets import GROUPS, groups_are_served
 from tests.integration.operator_process import Cluster, Operator, eventually, operator
 from tests.integration.test_prometheus import prometheus
 
@@ -30,7 +31,6 @@ from disagg_operator.vocabulary import Obj
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
 STATEFUL_SET = Resource("apps/v1", "StatefulSet", "statefulsets")
-GROUPS = Resource("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", "leaderworkersets")
 HPA = Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 ROUTER = "127.0.0.11"
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
@@ -217,10 +217,24 @@ async def test_a_shadow_recommends_and_an_active_one_scales(
         events = await cluster.kube.list(EVENT, cluster.namespace, fields="involvedObject.kind=DisaggScaler")
         assert "ScaledUp" in {event["reason"] for event in events}
         await explained(server, process, cluster)
+        await objectives_that_cannot_be_met_are_told(cluster, fleet)
         await the_series_of_disagg_are_read_too(cluster, fleet)
         assert await process.stop() == 0
     name = state_store.config_map_name("llama", DISAGG_SCALER)
     assert await cluster.kube.get(CONFIG_MAP, cluster.namespace, name) is not None
+
+
+async def objectives_that_cannot_be_met_are_told(cluster: Cluster, fleet: Fleet) -> None:
+    await apply(cluster, scaler(fleet, "Active", objectives={"tpotSeconds": {"p99": 0.001}}))
+    await is_true(cluster, "ObjectivesFeasible", "ObjectivesInfeasible", "False")
+    assert "decode: 0.001 s per token can't be met" in (await condition(cluster, "ObjectivesFeasible"))["message"]
+    await is_true(cluster, "Ready", "Scaling")  # for what can be met
+
+    async def told() -> bool:
+        events = await cluster.kube.list(EVENT, cluster.namespace, fields="involvedObject.kind=DisaggScaler")
+        return "ObjectivesInfeasible" in {event["reason"] for event in events}
+
+    await eventually("an event tells of it", told)
 
 
 async def the_series_of_disagg_are_read_too(cluster: Cluster, fleet: Fleet) -> None:
@@ -315,34 +329,6 @@ async def targets_that_are_missing_or_at_zero_say_so(cluster: Cluster, fleet: Fl
     await cluster.raw("PATCH", path, {"spec": {"replicas": 0}}, MERGE)
     await is_true(cluster, "ScalingActive", "ScaledToZero", "False")
     assert await replicas(cluster, STATEFUL_SET, "llama-decode") == 0
-
-
-async def groups_are_served(cluster: Cluster) -> None:
-    """Install a kind with a /scale like that of a LeaderWorkerSet."""
-    plural, group = GROUPS.plural, "leaderworkerset.x-k8s.io"
-    free = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    paths = {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}
-    version = {
-        "name": "v1", "served": True, "storage": True,
-        "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": free, "status": free}}},
-        "subresources": {"status": {}, "scale": {**paths, "labelSelectorPath": ".status.hpaPodSelector"}},
-    }  # fmt: skip
-    crd = {
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.{group}"},
-        "spec": {
-            "group": group, "scope": "Namespaced", "versions": [version],
-            "names": {"plural": plural, "singular": plural[:-1], "kind": GROUPS.kind},
-        },
-    }  # fmt: skip
-    await cluster.raw(
-        "PATCH", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.{group}", crd, APPLY, FORCE
-    )
-
-    async def served() -> bool:
-        return await cluster.kube.has_api(GROUPS)
-
-    await eventually("the kind is served", served)
 
 
 async def test_the_scaler_alone_scales_groups_with_the_rights_of_its_chart(

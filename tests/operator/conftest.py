@@ -32,6 +32,32 @@ def crd_client(crd_server: ApiServer) -> Iterator[httpx.Client]:
         yield opened
 
 
+MULTUS = {
+    "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+    "metadata": {"name": "network-attachment-definitions.k8s.cni.cncf.io"},
+    "spec": {
+        "group": "k8s.cni.cncf.io", "scope": "Namespaced",
+        "names": {
+            "plural": "network-attachment-definitions", "singular": "network-attachment-definition",
+            "kind": "NetworkAttachmentDefinition",
+        },
+        "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {
+            "type": "object",
+            "properties": {"spec": {"type": "object", "properties": {"config": {"type": "string"}}}},
+        }}}],
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def multus_client(crd_client: httpx.Client) -> httpx.Client:
+    """Return a client of an API server that knows the kind of Multus, too."""
+    answer = crd_client.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", json=MULTUS)
+    assert answer.status_code == 201, answer.text
+    _wait_established(crd_client, "network-attachment-definitions.k8s.cni.cncf.io")
+    return crd_client
+
+
 def _wait_established(client: httpx.Client, name: str) -> None:
     """Watch until the API server serves the kind. The watch ends by itself after 30 s."""
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

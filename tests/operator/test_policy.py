@@ -45,6 +45,17 @@ def test_a_star_stands_for_any_characters_and_nothing_else_is_special() -> None:
     assert not a.allows(Permission.PRIVILEGED)
 
 
+@pytest.mark.parametrize(
+    ("patterns", "allowed"),
+    [(["*"], False), (["*.254"], False), (["169.254.*"], True), (["*", "169.254.169.254"], True), (["[fe80:*"], False)],
+)
+def test_a_link_local_upstream_must_be_named(patterns: list[str], allowed: bool) -> None:
+    policy = NamespacePolicy(upstream_hosts=tuple(patterns))
+    assert policy.allows_upstream("169.254.169.254") is allowed
+    assert policy.allows_upstream("[FE80::1]") is (patterns == ["[fe80:*"])
+    assert policy.allows_upstream("vllm.prod") is ("*" in patterns)
+
+
 @pytest.mark.parametrize("wrong", [{"allow": ["Root"]}, {"imagse": []}, {"images": "x"}])
 def test_what_is_misspelt_is_refused(wrong: object) -> None:
     with pytest.raises(ValidationError):

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.releases.recorded import CORPUS, RELEASE, Obj, exact, load, load_lines, plain, resource
 from tests.wire import registries
 
-from disagg_operator.api import crdgen
+from disagg_operator.api import DisaggDeployment, crdgen
 from disagg_operator.api.status import Status
 from disagg_operator.api.v1alpha1 import read
 from disagg_operator.autoscaling.live import Live
@@ -37,9 +37,11 @@ from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import acceptance, replicas, runtime_updates
 from disagg_operator.controller.replicas import Declared
 from disagg_operator.desired import Facts, Images, render, renderer
+from disagg_operator.desired.attachments import device_count
 from disagg_operator.performance import profile_file
 from disagg_operator.status import conditions
 from disagg_router import settings as router_settings
+from disagg_wire.roles import ROLES
 from disagg_worker import settings as worker_settings
 
 WHEEL = RELEASE / "disagg-0.1.0-py3-none-any.whl"
@@ -80,11 +82,19 @@ def _pods(objects: list[Obj]) -> list[Obj]:
     return [obj["spec"]["template"] for obj in objects if obj["kind"] == "Deployment"]
 
 
+def _devices(dd: DisaggDeployment) -> tuple[str, int] | None:
+    """Return the RDMA resource and the most devices that a worker asks for, as a plan had them."""
+    network = dd.spec.kv_transfer.network
+    if dd.spec.kv_transfer.transport != "rdma" or network is None or network.rdma_resource is None:
+        return None
+    return network.rdma_resource.name, max(device_count(dd, role) for role in ROLES)
+
+
 @pytest.mark.parametrize("name", CORPUS)
 def test_a_stored_resource_is_planned_as_it_was(name: str) -> None:
     recorded = load(f"rendered/{name}.json")
     found = acceptance.assess(resource(name)).plan  # what is newly refused is served on
-    assert plain([found.attachment, found.rdma, found.interface]) == [
+    assert plain([found.attachment, _devices(found.resource), found.interface]) == [
         recorded["plan"][k] for k in ("attachment", "rdma", "interface")
     ]
     # That release did not scale to zero, and its policy had other constants.

@@ -8,17 +8,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 from aiohttp import web
 from tests.fakes.token_worker import TokenWorker
 from tests.router.stack import MODEL, Stack
 
+from disagg_router.dispatch import upstream
 from disagg_router.dispatch.upstream import MARK, upstream_of
 
 ASKED = {"model": MODEL, "prompt": "one two three", "max_tokens": 5, "temperature": 0, "seed": 7}
@@ -210,6 +213,46 @@ async def test_a_service_that_is_not_there(tmp_path: Path) -> None:
         got = await stack.http.post("/v1/completions", json=ASKED)
         assert (got.status_code, got.json()["error"]["code"]) == (502, "upstream_failed")
         assert (await stack.http.post("/v1/completions", content=b"{")).status_code == 400
+
+
+async def test_a_name_that_leads_to_a_link_local_address_is_not_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clouds hand out the credentials of the machine there, and the client could read them."""
+    asked = list[str]()
+
+    async def resolve(self: Any, name: str, port: int = 0, family: int = socket.AF_INET) -> list[dict[str, Any]]:
+        place = {"hostname": name, "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}
+        asked.append(name)
+        return [{**place, "host": "169.254.169.254"}]
+
+    monkeypatch.setattr(aiohttp.resolver.DefaultResolver, "resolve", resolve)
+    async with split(tmp_path, "http://leads.there:80") as stack:
+        got = await stack.http.post("/v1/completions", json=ASKED)
+        assert got.status_code == 502
+        assert "leads to a link-local address" in got.json()["error"]["message"]
+    assert asked == ["leads.there"]
+
+
+async def test_an_address_is_called_that_a_name_leads_to_beside_a_refused_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"answered": 1})
+
+    async def resolve(self: Any, name: str, port: int = 0, family: int = socket.AF_INET) -> list[dict[str, Any]]:
+        place = {"hostname": name, "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}
+        return [{**place, "host": host} for host in ("169.254.169.254", "127.0.0.1")]
+
+    monkeypatch.setattr(aiohttp.resolver.DefaultResolver, "resolve", resolve)
+    async with scripted(answer) as url, split(tmp_path, url.replace("127.0.0.1", "both.there")) as stack:
+        assert (await stack.http.post("/v1/completions", json=ASKED)).json() == {"answered": 1}
+
+
+def test_a_url_that_names_such_an_address_is_what_the_policy_has_allowed(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="link-local"):
+        upstream._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("169.254.1.1", 80)))
+    upstream._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80))).close()
 
 
 async def test_a_connection_that_the_service_closes_is_no_failure(tmp_path: Path) -> None:

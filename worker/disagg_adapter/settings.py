@@ -63,6 +63,11 @@ class Settings(BaseModel):
         description="The tensor parallel sizes of prefill and decode, part of the compatibility hash.",
     )
     transport: Literal["auto", "rdma", "tcp"] = Field("auto", description="The transport that the spec asks for.")
+    fabric_report: Path | None = Field(
+        None,
+        description="The file in which the engine's container says which RDMA devices it finds. Unset: none is asked "
+        "for.",
+    )
     lease_s: float = Field(
         60.0, gt=0, le=3600, description="The seconds for which prefill's engine keeps KV that nobody has read."
     )

@@ -1,7 +1,7 @@
 """PURE: What moved the KV, from the engine's count of bytes and the counters of the devices.
 
-NIXL tells how many bytes it moved, and the kernel how many each device received. The device that
-received at least as many as NIXL moved is the one that carried them.
+NIXL tells how many bytes it moved, and the kernel how many each device received. The interface, or
+the RDMA devices together, that received at least as many as NIXL moved carried them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class Used:
     evidence: str
     """`Proved` or `Configured`."""
     interface: str
-    """The network interface, or the RDMA device with its port; "" for memory and NVLink."""
+    """The network interface, or the RDMA devices with their ports, separated by commas; "" for
+    memory and NVLink.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,8 @@ def used(counters: Counters, interface: str, declared: str, *, gpus: bool) -> Us
     if not counters.kv >= _LEAST_BYTES:
         return Used(configured, CONFIGURED, interface)
     enough = counters.kv * _SHARE
-    for device, received in sorted(counters.rdma.items()):
-        if received >= enough:
-            return Used(RDMA, PROVED, device)
+    if sum(counters.rdma.values()) >= enough:  # UCX spreads a transfer over several devices
+        return Used(RDMA, PROVED, ",".join(_carriers(counters.rdma)))
     if counters.interfaces.get(interface, 0) >= enough:
         return Used(TCP, PROVED, interface)
     others = [name for name, received in sorted(counters.interfaces.items()) if received >= enough]
@@ -59,3 +60,9 @@ def used(counters: Counters, interface: str, declared: str, *, gpus: bool) -> Us
         return Used(TCP, PROVED, others[0])
     # No network device carried it, so it stayed within the machine. Which way is not counted.
     return Used(NVLINK if gpus else SHM, CONFIGURED, "")
+
+
+def _carriers(received: Mapping[str, int]) -> list[str]:
+    """Return the devices that carried a share of a transfer, and no mere chatter."""
+    least = sum(received.values()) * (1 - _SHARE) / len(received)
+    return [device for device, amount in sorted(received.items()) if amount > least]

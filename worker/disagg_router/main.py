@@ -18,6 +18,7 @@ import uvloop
 
 from disagg_router import settings
 from disagg_router.openai.app import create_app
+from disagg_router.openai.connections import connection_class
 from disagg_router.router import Router
 from disagg_wire import drain_report, termination_log
 
@@ -63,8 +64,8 @@ def server_of(router: Router) -> uvicorn.Server:
         port=router.settings.port,
         log_level="warning",
         access_log=False,
-        # This parser bounds the size of a request's head.
-        http="h11",
+        # Its parser bounds the size of a request's head.
+        http=connection_class(router.settings.client_stall_timeout_s, router.metrics.stalled.inc),
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         ws="none",
         timeout_keep_alive=75,

@@ -111,6 +111,7 @@ class Metrics:
         self.held = Counter(series.ROUTER_HELD, "Waits for a model that nobody served", [series.OUTCOME], registry=r)
         for outcome in (series.SERVED, series.REFUSED, series.EXPIRED, series.CANCELLED):
             self.held.labels(outcome)
+        self.stalled = Counter(series.ROUTER_STALLED_CLIENTS, "Clients cut off for reading nothing", registry=r)
         self.prompt_tokens = Counter(series.ROUTER_PROMPT_TOKENS, "Prompt tokens served", registry=r)
         self.generated_tokens = Counter(series.ROUTER_GENERATED_TOKENS, "Tokens generated", registry=r)
         self._arrivals = Counter(series.ROUTER_ARRIVALS, "Requests that were taken in; each choice is one", registry=r)
@@ -134,9 +135,7 @@ class Metrics:
             registry=r,
         )
         self._completions = Counter(series.ROUTER_COMPLETIONS, "Requests that ended with a whole answer", registry=r)
-        self._completed = Counter(
-            series.ROUTER_COMPLETED_TOKENS, "Tokens of completed requests", [series.KIND], registry=r
-        )
+        self._completed = Counter(series.ROUTER_COMPLETED_TOKENS, "Their tokens", [series.KIND], registry=r)
         for objective, limit in ((series.TTFT, self._objectives.ttft_s), (series.TPOT, self._objectives.tpot_s)):
             for within in (series.TRUE, series.FALSE) if limit is not None else ():
                 self._objective.labels(objective, within)

@@ -27,6 +27,7 @@ from disagg_router.workers.canary_tally import CanaryTally
 from disagg_router.workers.catalogue import NOTHING_WHOLE, KnownNames
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.table import Membership, WorkerTable
+from disagg_wire.fabric import FABRIC
 from disagg_wire.protocol import DRAINING
 from disagg_wire.roles import ROLES
 
@@ -162,6 +163,7 @@ class Router:
                 "transport": w.transport,
                 "evidence": w.evidence or None,
                 "engine": w.engine or None,
+                FABRIC: w.fabric,
                 "features": sorted(w.features),
                 "adapters": sorted(w.adapters),
                 "model": {"name": w.model, "digest": w.digest, "revision": w.model_revision or None},

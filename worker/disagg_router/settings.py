@@ -117,6 +117,13 @@ class Settings(BaseModel):
     stall_timeout_s: float = Field(
         60.0, gt=0, le=86400, description="The longest time that an attempt waits between two tokens, in seconds."
     )
+    client_stall_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=86400,
+        description="The time after which a client that reads nothing of its answer is cut off, in seconds; what it has"
+        " asked for ends then. It takes up to a quarter more.",
+    )
     objective_ttft_s: float | None = Field(
         None, gt=0, le=3600, description="The objective for the time to first token, in seconds."
     )

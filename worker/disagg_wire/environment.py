@@ -44,6 +44,7 @@ class WorkerVariable(StrEnum):
     THREADS = "DISAGG_THREADS"
     TENSOR_PARALLEL = "DISAGG_TENSOR_PARALLEL"
     TRANSFER_INTEGRITY = "DISAGG_TRANSFER_INTEGRITY"
+    RDMA_DEVICES = "DISAGG_RDMA_DEVICES"
     HF_TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a variable, no secret
 
 
@@ -111,6 +112,8 @@ class AdapterVariable(StrEnum):
     BOOTSTRAP_PORT = "DISAGG_BOOTSTRAP_PORT"
     # The transport of KV that the spec asks for: auto, rdma or tcp.
     TRANSPORT = "DISAGG_TRANSPORT"
+    # The file in which the engine's container says which RDMA devices it finds.
+    FABRIC_REPORT = "DISAGG_FABRIC_REPORT"
     # A second opt-in, of engines whose hand-over is an experiment.
     EXPERIMENTAL = "DISAGG_EXPERIMENTAL"
 
@@ -167,6 +170,7 @@ class RouterOption(StrEnum):
     DRAIN_GRACE_S = "DISAGG_DRAIN_GRACE_S"
     FIRST_TOKEN_TIMEOUT_S = "DISAGG_FIRST_TOKEN_TIMEOUT_S"  # noqa: S105 - the name of a variable, no secret
     STALL_TIMEOUT_S = "DISAGG_STALL_TIMEOUT_S"
+    CLIENT_STALL_TIMEOUT_S = "DISAGG_CLIENT_STALL_TIMEOUT_S"
     POLL_INTERVAL_S = "DISAGG_POLL_INTERVAL_S"
     QUEUE_MAX_BYTES = "DISAGG_QUEUE_MAX_BYTES"
     CANARY_WARM_UP_S = "DISAGG_CANARY_WARM_UP_S"

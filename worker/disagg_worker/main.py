@@ -24,7 +24,7 @@ from disagg_wire.environment import WorkerVariable
 from disagg_wire.integrity import CRC32C
 from disagg_worker import settings
 from disagg_worker.engine.engine_config import EngineConfig
-from disagg_worker.server import jobs
+from disagg_worker.server import fabric_start, jobs
 from disagg_worker.server.worker import Worker
 from disagg_worker.transfer.compatibility import compat_hash
 from disagg_worker.transfer.greeting import MAX_CONNECTIONS
@@ -33,6 +33,8 @@ from disagg_worker.transfer.seals import CRC32C_IN_HARDWARE
 
 log = logging.getLogger("disagg_worker")
 _INTERFACE_TIMEOUT_S = 10.0
+# What is registered at RDMA devices where the size of the cache is the engine's default.
+_CACHE_BYTES = 256 << 20
 
 
 def engine_config(s: settings.Settings) -> EngineConfig:
@@ -76,6 +78,9 @@ def load_node(
     from disagg_worker.engine.core import TorchEngine
     from disagg_worker.model import loader
 
+    worker.fabric = fabric_start.prepare(
+        s.kv_interface, s.rdma_devices, s.kv_cache_bytes or _CACHE_BYTES, _INTERFACE_TIMEOUT_S, os.environ
+    )
     folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
     log.info("loading %s from %s", s.model_name, folder)
     tokenizer = tokenizer_files(folder)

@@ -40,6 +40,13 @@ class Settings(BaseModel):
         description="The network interface whose IPv4 address is used for KV transfers. The worker waits up to 10 "
         "seconds for the address. Empty: kv_host decides.",
     )
+    rdma_devices: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="The RDMA devices that the pod asks for. Above 0 the worker looks for them, registers a buffer as "
+        "large as its KV cache at each, and tells what it found. Their interfaces are counted on from kv_interface.",
+    )
     kv_host: str = Field(
         "", description="The address for KV transfers if kv_interface is empty. Empty: the same as host."
     )

@@ -68,6 +68,14 @@ ResourceName = Annotated[
     str,
     Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$"),
 ]
+LabelKey = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=317,
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9._]{0,61}[A-Za-z0-9])?$",
+    ),
+]
 Arguments = Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(max_length=128)]
 Replicas = Annotated[int, Field(ge=0, le=1000)]
 # Any content is accepted: the API server checks it when the rendered pod is applied.

@@ -8,13 +8,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from disagg_operator.api.base import DnsLabel, DnsName, Free, Model, ResourceName
-from disagg_operator.api.expressions import differ, field, one_of, present
+from disagg_operator.api.base import DnsLabel, DnsName, Free, LabelKey, Model, ResourceName
+from disagg_operator.api.expressions import differ, field, filled, one_of, present
 from disagg_operator.api.rules import Rule
 
 _NOT_RDMA = ~present("transport") | differ(field("transport"), "rdma")
 _INTERFACES_OF_PODS = ("eth0", "lo")
 _IS_VIRTUAL_FUNCTION = one_of(field("type"), ["sriov", "ib-sriov"])
+_REFERENCE, _OWN, _RAILS = present("attachmentRef"), present("attachment"), filled("rails")
+_ONE_OF_THREE = _REFERENCE & ~_OWN & ~_RAILS | ~_REFERENCE & _OWN & ~_RAILS | ~_REFERENCE & ~_OWN & _RAILS
+# The kernel's limit of an interface's name.
+MOST_NAME_CHARS = 15
 
 
 class AttachmentRef(Model):
@@ -24,13 +28,26 @@ class AttachmentRef(Model):
     namespace: DnsLabel | None = Field(None, description="Its namespace. Default: the resource's own.")
 
 
+class Rail(AttachmentRef):
+    """The NetworkAttachmentDefinition of one rail of the fabric, and its devices."""
+
+    resource_name: ResourceName = Field(
+        description="Device plugin resource of the rail's RDMA devices, such as nvidia.com/rail0."
+    )
+
+
 class Attachment(Model):
     """A network to create: the operator makes the NetworkAttachmentDefinition and owns it."""
 
     rules = (
         Rule(
-            message="master is required for macvlan, ipvlan and host-device",
-            condition=_IS_VIRTUAL_FUNCTION | present("master"),
+            message="master is required for macvlan and ipvlan",
+            condition=~one_of(field("type"), ["macvlan", "ipvlan"]) | present("master"),
+            field="master",
+        ),
+        Rule(
+            message="master or resourceName is required for host-device",
+            condition=differ(field("type"), "host-device") | present("master") | present("resourceName"),
             field="master",
         ),
         Rule(
@@ -55,7 +72,8 @@ class Attachment(Model):
     mtu: int | None = Field(None, ge=576, le=65535, description="MTU of the interface.")
     resource_name: ResourceName | None = Field(
         None,
-        description="Device plugin resource of the virtual functions (sriov, ib-sriov).",
+        description="Device plugin resource of the virtual functions (sriov, ib-sriov), or of the device that "
+        "host-device takes into the pod. If it is that of rdmaResource, the rdma plugin is chained.",
     )
     subnet: str | None = Field(
         None,
@@ -100,21 +118,47 @@ class NetworkSpec(Model):
 
     rules = (
         Rule(
-            message="set either attachmentRef or attachment",
-            condition=differ(present("attachmentRef"), present("attachment")),
+            message="set either attachmentRef or attachment, or rails",
+            condition=_ONE_OF_THREE,
             field="attachment",
         ),
+        Rule(
+            message="rails name their devices themselves: leave rdmaResource away",
+            condition=~_RAILS | ~present("rdmaResource"),
+            field="rdmaResource",
+        ),
+        Rule(
+            message="rdmaMode Root is for RDMA: set rdmaResource or rails",
+            condition=~present("rdmaMode") | differ(field("rdmaMode"), "Root") | present("rdmaResource") | _RAILS,
+            field="rdmaMode",
+        ),
     )
-    attachment_ref: AttachmentRef | None = Field(None, description="Use an existing NetworkAttachmentDefinition.")
-    attachment: Attachment | None = Field(None, description="Create a NetworkAttachmentDefinition.")
+    attachment_ref: AttachmentRef | None = Field(
+        None,
+        description="Use an existing NetworkAttachmentDefinition, attached once for each RDMA device of a worker.",
+    )
+    attachment: Attachment | None = Field(
+        None, description="Create a NetworkAttachmentDefinition, attached once for each RDMA device of a worker."
+    )
+    rails: list[Rail] = Field(
+        [],
+        max_length=16,
+        description="Use existing NetworkAttachmentDefinitions, one of each rail. A worker gets one device of as many "
+        "rails as it has GPUs, in this order; without GPUs, of all.",
+    )
     interface: str = Field(
         "net1",
         min_length=1,
-        max_length=15,
+        max_length=MOST_NAME_CHARS,
         pattern=r"^[A-Za-z0-9_.-]+$",
-        description="Its name inside the pods.",
+        description="Its name inside the pods. Of several attachments the first; the others are counted on from it.",
     )
     rdma_resource: RdmaResource | None = Field(None, description="The RDMA devices that each worker asks for.")
+    rdma_mode: Literal["Unprivileged", "Root"] = Field(
+        "Unprivileged",
+        description="How workers may lock memory for RDMA. Unprivileged: within the memlock limit of the node's "
+        "container runtime. Root: as root with the capability IPC_LOCK, which the namespace must permit.",
+    )
 
     def broken(self) -> Iterator[tuple[str, str]]:
         """Yield the broken rules, and the name of an interface that every pod has."""
@@ -122,21 +166,39 @@ class NetworkSpec(Model):
         if self.interface in _INTERFACES_OF_PODS:
             yield "interface", f"{self.interface} is an interface of every pod: the second network needs its own name"
 
+    @property
+    def has_devices(self) -> bool:
+        """Whether workers ask for RDMA devices."""
+        return self.rdma_resource is not None or bool(self.rails)
+
+
+class CoLocation(Model):
+    """The wish for decode workers near prefill workers."""
+
+    topology_key: LabelKey = Field(
+        description="Node label whose value decode workers share with a prefill worker, such as that of a rack or of a "
+        "leaf of the fabric."
+    )
+    mode: Literal["Preferred", "Required"] = Field(
+        "Preferred",
+        description="Preferred: where the scheduler can. Required: a decode worker waits for room beside prefill.",
+    )
+
 
 class KvTransferSpec(Model):
     """The transport and the network of the KV cache."""
 
     rules = (
         Rule(
-            message="transport rdma needs network.rdmaResource",
-            condition=_NOT_RDMA | present("network") & present("network.rdmaResource"),
+            message="transport rdma needs network.rdmaResource or network.rails",
+            condition=_NOT_RDMA | present("network") & (present("network.rdmaResource") | filled("network.rails")),
             field="network",
         ),
     )
     transport: Literal["auto", "rdma", "tcp"] = Field(
         "auto",
         description="What is declared. The builtin engine moves KV over TCP; the condition KVTransferReady tells the "
-        "truth. rdma adds the capability IPC_LOCK, which only the Pod Security level privileged admits.",
+        "truth.",
     )
     fallback: Literal["Forbid", "Warn"] | None = Field(
         None,
@@ -149,6 +211,14 @@ class KvTransferSpec(Model):
         "change it; crc32c: damage is noticed, for a network that nobody else reaches. Default: mac.",
     )
     network: NetworkSpec | None = Field(None, description="The second network. Default: the pod network.")
+    co_location: CoLocation | None = Field(
+        None, description="Schedule decode workers near prefill workers. Default: wherever there is room."
+    )
+
+    @property
+    def may_use_rdma(self) -> bool:
+        """Whether workers ask for RDMA devices, and may move KV by them."""
+        return self.transport != "tcp" and self.network is not None and self.network.has_devices
 
     @property
     def forbids_fallback(self) -> bool:

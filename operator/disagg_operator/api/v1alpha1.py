@@ -124,6 +124,8 @@ _SAME_ACCELERATOR = _set_alike("accelerator") & (
     & _same("accelerator.resourceName")
     & _set_alike("accelerator.product")
     & (~present("prefill.accelerator.product") | _same("accelerator.product"))
+    & _set_alike("accelerator.productLabel")
+    & (~present("prefill.accelerator.productLabel") | _same("accelerator.productLabel"))
 )
 _FLIPS_NOT = ~present("scaling") | ~present("scaling.roleFlip") | ~field("scaling.roleFlip")
 

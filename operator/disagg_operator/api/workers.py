@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from disagg_operator.api.base import Arguments, ByteQuantity, Free, Model, Quantity, Replicas, ResourceName
+from disagg_operator.api.base import Arguments, ByteQuantity, Free, LabelKey, Model, Quantity, Replicas, ResourceName
 from disagg_operator.api.expressions import present
 from disagg_operator.api.rollout import Amount
 from disagg_operator.api.rules import Rule
@@ -21,7 +21,12 @@ class Accelerator(Model):
         None,
         min_length=1,
         max_length=63,
-        description="Node label nvidia.com/gpu.product that the pool's nodes must carry.",
+        description="Value of productLabel that the pool's nodes must carry.",
+    )
+    product_label: LabelKey | None = Field(
+        None,
+        description="Node label that holds the product. Default: by resourceName, nvidia.com/gpu.product, "
+        "amd.com/gpu.product-name or gpu.intel.com/product.",
     )
     count: int = Field(1, ge=0, le=64, description="Devices per worker.")
     resource_name: ResourceName = Field("nvidia.com/gpu", description="The extended resource that is asked for.")

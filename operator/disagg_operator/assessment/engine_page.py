@@ -11,34 +11,34 @@ from prometheus_client.parser import text_string_to_metric_families
 from disagg_operator.assessment.bucket_counts import BucketCounts, of_cumulative
 from disagg_operator.assessment.readings import HISTOGRAMS, AssessError, Snapshot, quantities
 from disagg_operator.engines import BY_NAME
-from disagg_operator.engines.contract import Engine, EngineMetrics
+from disagg_wire.engine_metrics.engine_series import EngineSeries
+from disagg_wire.engine_metrics.sample_table import is_copy, selected
 
 _MOST_LINES = 20_000
 # The parser's time grows with the square of a line's length.
 _LONGEST_LINE = 2048
 _PARTS = ("_bucket", "_sum", "_count")
-ASSESSED = tuple(engine for engine in BY_NAME.values() if engine.metrics is not None)
-"""The engines that can be read."""
+ASSESSED = {engine.name: engine.meter.series for engine in BY_NAME.values() if engine.meter is not None}
+"""The series of the engines that can be read, by the name of the engine."""
 
 Values = dict[str, dict[tuple[str, str], float]]
 
 
-def engine_of(text: str) -> Engine | None:
-    """Return the engine whose series a page holds, or None."""
-    for engine in ASSESSED:
-        assert engine.metrics is not None
-        if any(line.startswith(engine.metrics.prefix) for line in text.splitlines()):
+def engine_of(text: str) -> str | None:
+    """Return the name of the engine whose series a page holds, or None."""
+    for engine, series in ASSESSED.items():
+        if any(line.startswith(series.prefix) for line in text.splitlines()):
             return engine
     return None
 
 
-def parse(text: str, metrics: EngineMetrics, at_s: float) -> dict[str, Snapshot]:
+def parse(text: str, series: EngineSeries, at_s: float) -> dict[str, Snapshot]:
     """Return the snapshot of each worker of a page, by the label that tells workers apart.
 
     Raises AssessError for a page that no engine writes.
     """
-    names = quantities(metrics)
-    bases = {name.partition("{")[0] for found in names.values() for name in found}
+    names = quantities(series)
+    bases = {selected(name)[0] for found in names.values() for name in found}
     wanted = bases | {base + part for base in bases for part in _PARTS}
     lines = [line for line in text.splitlines() if line.partition("{")[0].partition(" ")[0] in wanted]
     if len(lines) > _MOST_LINES:
@@ -50,12 +50,12 @@ def parse(text: str, metrics: EngineMetrics, at_s: float) -> dict[str, Snapshot]
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:
-                if any(sample.labels.get(label, "0") != "0" for label in metrics.copies):
+                if is_copy(sample.labels, series.copies):
                     continue
-                worker = sample.labels.get(metrics.workers, "")
+                worker = sample.labels.get(series.workers, "")
                 models[worker] = sample.labels.get("model_name", models.get(worker, ""))
-                for selected in _selected(sample.name, sample.labels, names):
-                    workers[worker][selected][(sample.name, sample.labels.get("le", ""))] += float(sample.value)
+                for selector in _selected(sample.name, sample.labels, names):
+                    workers[worker][selector][(sample.name, sample.labels.get("le", ""))] += float(sample.value)
         return {
             worker: Snapshot(at_s, *_quantities(values, names), model=models[worker])
             for worker, values in workers.items()
@@ -68,10 +68,9 @@ def _selected(name: str, labels: Mapping[str, str], names: Mapping[str, Iterable
     """Return the selectors, of those that are wanted, that a series matches."""
     found = []
     for selector in (s for selectors in names.values() for s in selectors):
-        base, _, label = selector.partition("{")
-        key, _, value = label.rstrip("}").partition("=")
+        base, asked = selected(selector)
         fits = name == base or name.removeprefix(base) in _PARTS
-        if fits and (not label or labels.get(key) == value.strip('"')) and selector not in found:
+        if fits and asked.items() <= labels.items() and selector not in found:
             found.append(selector)
     return found
 
@@ -85,14 +84,14 @@ def _quantities(
         selector = next((s for s in selectors if s in values), None)
         if selector is None:
             continue
-        series, base = values[selector], selector.partition("{")[0]
+        told, base = values[selector], selected(selector)[0]
         if quantity not in HISTOGRAMS:
-            numbers[quantity] = sum(value for (name, _), value in series.items() if name == base)
+            numbers[quantity] = sum(value for (name, _), value in told.items() if name == base)
             continue
-        buckets = {float(le): value for (name, le), value in series.items() if name == f"{base}_bucket"}
+        buckets = {float(le): value for (name, le), value in told.items() if name == f"{base}_bucket"}
         if any(math.isnan(bound) or not math.isfinite(count) for bound, count in buckets.items()):
             raise ValueError(f"a bucket of {base} holds no number")
-        total = series.get((f"{base}_sum", ""), math.nan)
+        total = told.get((f"{base}_sum", ""), math.nan)
         if buckets and math.isfinite(total):
             histograms[quantity] = of_cumulative(buckets, total)
     return numbers, histograms

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from disagg_operator.assessment import engine_page
 from disagg_operator.assessment.bounded_http import BoundedHttp
 from disagg_operator.assessment.readings import AssessError, Readings, Snapshot, Watch
-from disagg_operator.engines.contract import Engine
 from disagg_wire.protocol import METRICS_PATH
 
 # A look a second shows whether prefill disturbs decode; longer watches need not keep more of them.
@@ -22,8 +21,8 @@ def page_of(url: str) -> str:
     return url if url.endswith(METRICS_PATH) else url.rstrip("/").removesuffix("/v1") + METRICS_PATH
 
 
-async def engine_at(http: BoundedHttp, url: str) -> Engine | None:
-    """Return the engine that answers at a URL, or None if it is none. Raises AssessError."""
+async def engine_at(http: BoundedHttp, url: str) -> str | None:
+    """Return the name of the engine at a URL, or None if there is none. Raises AssessError."""
     status, text = await http.get(page_of(url))
     return engine_page.engine_of(text) if status == 200 else None
 
@@ -31,7 +30,7 @@ async def engine_at(http: BoundedHttp, url: str) -> Engine | None:
 async def watch(
     http: BoundedHttp,
     urls: Sequence[str],
-    engine: Engine,
+    engine: str,
     seconds: float,
     tpot_s: float,
     reach: Callable[[float], None],
@@ -45,7 +44,7 @@ async def watch(
     step_s = max(_LEAST_STEP_S, seconds / _MOST_LOOKS)
     looks = max(1, round(seconds / step_s))
     failed: dict[str, tuple[int, AssessError]] = {}
-    watched, began_s = Watch(engine.name, tpot_s), loop.time()
+    watched, began_s = Watch(engine, tpot_s), loop.time()
     for number in range(looks + 1):
         at_s = began_s + number * step_s
         await asyncio.sleep(max(0.0, at_s - loop.time()))
@@ -65,13 +64,12 @@ async def watch(
     return watched.readings()
 
 
-async def _look(http: BoundedHttp, url: str, engine: Engine, at_s: float) -> dict[str, Snapshot] | AssessError:
-    assert engine.metrics is not None
+async def _look(http: BoundedHttp, url: str, engine: str, at_s: float) -> dict[str, Snapshot] | AssessError:
     try:
         status, text = await http.get(page_of(url))
         if status != 200:
             return AssessError(f"{page_of(url)}: answers {status}")
-        found = engine_page.parse(text, engine.metrics, at_s)
-        return found or AssessError(f"{page_of(url)}: holds no metrics of {engine.name}")
+        found = engine_page.parse(text, engine_page.ASSESSED[engine], at_s)
+        return found or AssessError(f"{page_of(url)}: holds no metrics of {engine}")
     except AssessError as error:
         return error

@@ -25,7 +25,7 @@ from disagg_operator.assessment.readings import (
     late_bound,
     quantities,
 )
-from disagg_operator.engines.contract import Engine, EngineMetrics
+from disagg_wire.engine_metrics.engine_series import EngineSeries
 
 _INSTANT, _RANGE = "query", "query_range"
 _MOST_POINTS = 1440
@@ -52,14 +52,13 @@ class Source:
             raise AssessError(f'--select: {self.select!r} is not LABEL="VALUE",...')
 
 
-async def engine_in(http: BoundedHttp, source: Source) -> tuple[Engine, list[str]] | None:
+async def engine_in(http: BoundedHttp, source: Source) -> tuple[str, list[str]] | None:
     """Return the engine whose series a Prometheus has, and the names of its models, or None.
 
     Raises AssessError if it is no Prometheus.
     """
-    for engine in ASSESSED:
-        assert engine.metrics is not None
-        name = _series(source, engine.metrics.answer_lengths[0], "_count")
+    for engine, series in ASSESSED.items():
+        name = _series(source, series.answer_lengths[0], "_count")
         found = await _ask(http, source, _INSTANT, {"query": f"count by (model_name) (last_over_time({name}[1h]))"})
         if found:
             return engine, sorted(str(one["metric"].get("model_name", "")) for one in found)
@@ -67,12 +66,11 @@ async def engine_in(http: BoundedHttp, source: Source) -> tuple[Engine, list[str
 
 
 async def read(
-    http: BoundedHttp, source: Source, engine: Engine, now_s: float, seconds: float, tpot_s: float,
+    http: BoundedHttp, source: Source, engine: str, now_s: float, seconds: float, tpot_s: float,
     reach: Callable[[float], None],
 ) -> Readings:  # fmt: skip
     """Return what was told within the last seconds. Raises AssessError."""
-    assert engine.metrics is not None
-    reader = _Reader(http, source, engine.metrics, now_s, seconds, reach)
+    reader = _Reader(http, source, ASSESSED[engine], now_s, seconds, reach)
     await reader.choose_step()
     histograms: dict[str, BucketCounts] = {}
     for quantity in HISTOGRAMS:
@@ -84,7 +82,7 @@ async def read(
     arrivals = await reader.arrivals()
     windows, workers = await reader.windows(late_s)
     return Readings(
-        engine.name, (), workers, sum(s for _, s, _ in arrivals), histograms,
+        engine, (), workers, sum(s for _, s, _ in arrivals), histograms,
         await reader.increase("prompt_tokens"), await reader.increase("cached_tokens"),
         arrivals, tuple(windows), late_s, clock=True,
     )  # fmt: skip
@@ -94,7 +92,7 @@ async def read(
 class _Reader:
     http: BoundedHttp
     source: Source
-    metrics: EngineMetrics
+    names_of: EngineSeries
     now_s: float
     seconds: float
     reach: Callable[[float], None]
@@ -105,7 +103,7 @@ class _Reader:
 
     async def histogram(self, quantity: str) -> BucketCounts | None:
         window = f"[{self.seconds:.0f}s]"
-        for name in quantities(self.metrics)[quantity]:
+        for name in quantities(self.names_of)[quantity]:
             series = _series(self.source, name, "_bucket")
             found = await self._query(f"sum by (le) (increase({series}{window}))")
             total = await self._query(f"sum(increase({_series(self.source, name, '_sum')}{window}))")
@@ -118,7 +116,7 @@ class _Reader:
 
     async def increase(self, quantity: str) -> float:
         """Return the increase of a counter of all workers; 0 if there is none."""
-        for name in quantities(self.metrics)[quantity]:
+        for name in quantities(self.names_of)[quantity]:
             found = await self._query(f"sum(increase({_series(self.source, name)}[{self.seconds:.0f}s]))")
             if found and math.isfinite(_number(found[0]["value"])):
                 return _number(found[0]["value"])
@@ -126,7 +124,7 @@ class _Reader:
 
     async def choose_step(self) -> None:
         """Choose steps that hold four samples, since an increase needs two of them."""
-        name = _series(self.source, self.metrics.ttft[0], "_count")
+        name = _series(self.source, self.names_of.ttft[0], "_count")
         found = await self._query(f"max(count_over_time({name}[{_PROBED_S:.0f}s]))")
         samples = _number(found[0]["value"]) if found else math.nan
         if samples >= 1:
@@ -134,14 +132,14 @@ class _Reader:
 
     async def arrivals(self) -> tuple[tuple[float, float, float], ...]:
         step_s = max(self.step_s, math.ceil(self.seconds / _MOST_POINTS))
-        name = _series(self.source, self.metrics.ttft[0], "_count")
+        name = _series(self.source, self.names_of.ttft[0], "_count")
         found = await self._range(f"sum(increase({name}[{step_s:.0f}s]))", self.seconds, step_s)
         points = found[0][1] if found else {}
         return tuple((t, step_s, n) for t, n in sorted(points.items()))
 
     async def windows(self, late_s: float) -> tuple[list[WatchWindow], int]:
         """Return the windows of single workers, and the most workers at a time."""
-        m, labels = self.metrics, ", ".join((*_INSTANCE, *filter(None, (self.metrics.workers,))))
+        m, labels = self.names_of, ", ".join((*_INSTANCE, *filter(None, (self.names_of.workers,))))
         step_s = self.step_s
         seconds = min(self.seconds, _MOST_WINDOWS * step_s)
         running = await self._range(
@@ -197,8 +195,8 @@ class _Reader:
         self.reach(min(1.0, self.asked / 24))
 
 
-def _copies(metrics: EngineMetrics) -> tuple[str, ...]:
-    return tuple(f'{label}=~"0?"' for label in metrics.copies)
+def _copies(series: EngineSeries) -> tuple[str, ...]:
+    return tuple(f'{label}=~"0?"' for label in series.copies)
 
 
 def _le(bound: float) -> str:

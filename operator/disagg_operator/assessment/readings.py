@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from disagg_operator.assessment.bucket_counts import BucketCounts
-from disagg_operator.engines.contract import EngineMetrics
+from disagg_wire.engine_metrics.engine_series import EngineSeries
 
 HISTOGRAMS = ("prompt_lengths", "computed_lengths", "answer_lengths", "ttft", "gaps", "tpot")
 NUMBERS = ("prompt_tokens", "cached_tokens", "computed_tokens", "running")
@@ -19,9 +19,9 @@ class AssessError(Exception):
     """Raised when what runs cannot be read; the message says why, and what to do."""
 
 
-def quantities(metrics: EngineMetrics) -> dict[str, tuple[str, ...]]:
+def quantities(series: EngineSeries) -> dict[str, tuple[str, ...]]:
     """Return the names of the series of each quantity."""
-    return {f.name: getattr(metrics, f.name) for f in fields(metrics) if f.name in (*HISTOGRAMS, *NUMBERS)}
+    return {f.name: getattr(series, f.name) for f in fields(series) if f.name in (*HISTOGRAMS, *NUMBERS)}
 
 
 @dataclass(frozen=True, slots=True)

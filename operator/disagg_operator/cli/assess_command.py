@@ -170,7 +170,7 @@ async def _read(args: argparse.Namespace, tpot_s: float, working: ProgressDispla
         try:
             found = await prometheus_ranges.engine_in(http, source)
         except AssessError as error:
-            engines = " or ".join(engine.name for engine in ASSESSED)
+            engines = " or ".join(ASSESSED)
             raise AssessError(f"neither a Prometheus nor an engine with metrics of {engines}: {error}") from None
         if found is None:
             raise AssessError(f"{urls[0]}: has no series of an engine in the last hour; see --select")

@@ -18,11 +18,12 @@ from disagg_operator.autoscaling.signals.prometheus_access import access_of
 from disagg_operator.controller.feasibility import UNSUPPORTED_PARALLELISM, infeasible, questionable, smallest_sizes
 from disagg_operator.controller.permissions import too_deep, unpermitted
 from disagg_operator.controller.replicas import Declared
-from disagg_operator.desired.names import network_name
+from disagg_operator.desired.attachments import links_of
+from disagg_operator.desired.renderer import CURRENT
 from disagg_operator.performance.declared import gpus_of
 from disagg_operator.policy import NamespacePolicy
 from disagg_operator.vocabulary import Obj
-from disagg_wire.roles import ROLES
+from disagg_wire.roles import PREFILL, ROLES
 
 # Requests per worker if no target is declared. A prefill worker batches the requests that wait, so
 # a short queue is healthy; a decode worker is well used at half of its default of 64 running
@@ -57,9 +58,7 @@ class AcceptedDeployment:
     scaling: ScalePlan
     """The settings of the autoscaler."""
     attachment: tuple[str, str] | None
-    """(namespace, name) of the NetworkAttachmentDefinition that the pods refer to, or None."""
-    rdma: tuple[str, int] | None
-    """The RDMA resource and the most devices of it that a worker asks for, or None."""
+    """(namespace, name) of the first NetworkAttachmentDefinition of the pods, or None."""
     interface: str | None
     """The name of the second network's interface inside the pods, or None."""
 
@@ -126,7 +125,6 @@ def _plan(resource: DisaggDeployment) -> AcceptedDeployment:
             zero=_zero(resource),
         ),
         attachment=_attachment(resource),
-        rdma=_rdma(resource),
         interface=None if network is None else network.interface,
     )
 
@@ -146,24 +144,10 @@ def _down_windows_s(resource: DisaggDeployment) -> dict[str, float]:
     }
 
 
-def _rdma(resource: DisaggDeployment) -> tuple[str, int] | None:
-    """Return the RDMA resource and the devices of a worker, if KV is to be sent over RDMA."""
-    kv = resource.spec.kv_transfer
-    if kv.transport != "rdma" or kv.network is None or kv.network.rdma_resource is None:
-        return None
-    device = kv.network.rdma_resource
-    return device.name, max(device.devices(gpus_of(resource.spec.pool(role))) for role in ROLES)
-
-
 def _attachment(resource: DisaggDeployment) -> tuple[str, str] | None:
-    """Return the NetworkAttachmentDefinition of the pods, be it an existing or a rendered one."""
-    network = resource.spec.kv_transfer.network
-    if network is None:
-        return None
-    own = resource.metadata.namespace
-    if network.attachment_ref is not None:
-        return network.attachment_ref.namespace or own, network.attachment_ref.name
-    return own, network_name(resource.metadata.name)
+    """Return the first NetworkAttachmentDefinition of the pods, an existing or a rendered one."""
+    links = links_of(resource, PREFILL, CURRENT)
+    return (links[0].namespace, links[0].name) if links else None
 
 
 def scale_plan(obj: Obj) -> ScalePlan | None:

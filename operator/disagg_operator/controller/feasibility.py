@@ -9,19 +9,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.network import MOST_NAME_CHARS
 from disagg_operator.api.v1alpha1 import PoolSpec
 from disagg_operator.api.violation import Violation
+from disagg_operator.desired.accelerators import NVIDIA, maker_of
+from disagg_operator.desired.attachments import device_count
 from disagg_operator.performance.declared import gpus_of
+from disagg_wire.rails import rail_interfaces
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 
 UNSUPPORTED_PARALLELISM = "UnsupportedParallelism"
 NEVER_READY = "NeverReady"
 INFEASIBLE = "Infeasible"
 IDLE_ACCELERATORS = "IdleAccelerators"
-IDLE_DEVICES = "IdleDevices"
 PRODUCT_LABEL = "ProductLabel"
 ONE_POOL_AT_ZERO = "OnePoolAtZero"
-_NVIDIA = "nvidia.com/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ def infeasible(dd: DisaggDeployment) -> Iterator[Violation]:
             words = "needs a GPU: set count above 0, or use podTemplate.spec.nodeSelector"
             yield Violation(f"spec.{role}.accelerator.product", words)
     yield from _devices(dd)
+    yield from _root_in_namespace(dd)
     yield from _transport(dd)
     bounds = {role: _bounds(dd.spec.pool(role)) for role in ROLES}
     if bounds[PREFILL].most and bounds[DECODE].most:
@@ -65,27 +68,21 @@ def questionable(dd: DisaggDeployment) -> Iterator[Violation]:
         if gpus > ranks and not parallel:
             path = f"spec.{role}.accelerator.count"
             yield Violation(path, f"{gpus} GPUs, but parallelism.tensor uses {ranks}", IDLE_ACCELERATORS)
-        if pool.accelerator is not None and pool.accelerator.product and _is_foreign(pool.accelerator.resource_name):
-            words = f"nodes with {pool.accelerator.resource_name} may lack the label nvidia.com/gpu.product"
-            path = f"spec.{role}.accelerator.product"
-            yield Violation(path, f"{words}: podTemplate.spec.nodeSelector takes any label", PRODUCT_LABEL)
-    yield from _idle_devices(dd)
+        accelerator = pool.accelerator
+        guessed = accelerator is not None and accelerator.product and accelerator.product_label is None
+        if accelerator is not None and guessed and maker_of(accelerator.resource_name) is None:
+            words = f"nodes with {accelerator.resource_name} may lack the label {NVIDIA.product_label}"
+            yield Violation(f"spec.{role}.accelerator.product", f"{words}: set productLabel", PRODUCT_LABEL)
 
 
-def _is_foreign(resource: str) -> bool:
-    return not resource.startswith(_NVIDIA)
-
-
-def _idle_devices(dd: DisaggDeployment) -> Iterator[Violation]:
-    """Yield virtual functions that a worker gets, and no network of its pod uses."""
+def _root_in_namespace(dd: DisaggDeployment) -> Iterator[Violation]:
+    """Yield user namespaces, in which root may lock no more memory than anybody else."""
     network = dd.spec.kv_transfer.network
-    if network is None or network.attachment is None or network.rdma_resource is None:
-        return
-    device = network.rdma_resource
-    count = max(device.devices(gpus_of(dd.spec.pool(role))) for role in ROLES)
-    if device.name == network.attachment.resource_name and count > 1:
-        words = f"a worker asks for {count} {device.name}, and its one attachment takes one of them into the pod"
-        yield Violation("spec.kvTransfer.network.rdmaResource", words, IDLE_DEVICES)
+    for role in ROLES if network is not None and network.rdma_mode == "Root" else ():
+        template = dd.spec.pool(role).pod_template
+        if template is not None and (template.spec or {}).get("hostUsers") is False:
+            words = "kvTransfer.network.rdmaMode is Root, and root of a user namespace may not lock memory"
+            yield Violation(f"spec.{role}.podTemplate.spec.hostUsers", words)
 
 
 def _devices(dd: DisaggDeployment) -> Iterator[Violation]:
@@ -94,11 +91,20 @@ def _devices(dd: DisaggDeployment) -> Iterator[Violation]:
         return
     accelerators = {a.resource_name for role in ROLES if (a := dd.spec.pool(role).accelerator) is not None and a.count}
     path = "spec.kvTransfer.network"
+    most = max(device_count(dd, role) for role in ROLES)
+    for name in rail_interfaces(network.interface, most)[1:]:
+        if len(name) > MOST_NAME_CHARS:
+            words = f"{most} devices need as many names, and {name} has more than {MOST_NAME_CHARS} characters"
+            yield Violation(f"{path}.interface", words)
+            break
     words = "is the resource of the GPUs: a worker would get as many of it as it has NICs"
     if network.rdma_resource is not None and network.rdma_resource.name in accelerators:
         yield Violation(f"{path}.rdmaResource.name", words)
     if network.attachment is not None and network.attachment.resource_name in accelerators:
         yield Violation(f"{path}.attachment.resourceName", words)
+    for index, rail in enumerate(network.rails):
+        if rail.resource_name in accelerators:
+            yield Violation(f"{path}.rails[{index}].resourceName", words)
 
 
 def _transport(dd: DisaggDeployment) -> Iterator[Violation]:

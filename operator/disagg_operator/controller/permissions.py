@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterator
 
 from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.network import AttachmentRef
 from disagg_operator.api.reserved import reserved_environment
 from disagg_operator.api.violation import Violation
 from disagg_operator.desired import Images
+from disagg_operator.desired.attachments import resources_of
 from disagg_operator.desired.pod_templates import router_template, worker_template
 from disagg_operator.desired.template_rules import NOT_PERMITTED, TemplateOwner, template_violations
 from disagg_operator.kube.json_text import depth_of
@@ -76,15 +78,22 @@ def _network(dd: DisaggDeployment, policy: NamespacePolicy) -> Iterator[Violatio
     network, path = dd.spec.kv_transfer.network, "spec.kvTransfer.network"
     if network is None:
         return
-    reference, attachment = network.attachment_ref, network.attachment
-    foreign = reference is not None and reference.namespace not in (None, dd.metadata.namespace)
-    if foreign and reference and not policy.allows_attachment(str(reference.namespace), reference.name):
-        words = f"{reference.namespace}/{reference.name} is none of the networks that this namespace may use"
-        yield Violation(f"{path}.attachmentRef.namespace", words, NOT_PERMITTED)
+    references: list[tuple[str, AttachmentRef]] = []
+    references += [(f"{path}.rails[{index}]", rail) for index, rail in enumerate(network.rails)]
+    references += [] if network.attachment_ref is None else [(f"{path}.attachmentRef", network.attachment_ref)]
+    for place, reference in references:
+        namespace = reference.namespace
+        if namespace not in (None, dd.metadata.namespace) and not policy.allows_attachment(namespace, reference.name):
+            words = f"{namespace}/{reference.name} is none of the networks that this namespace may use"
+            yield Violation(f"{place}.namespace", words, NOT_PERMITTED)
+    if network.rdma_mode == "Root" and not policy.allows(Permission.PRIVILEGED):
+        words = f"runs workers as root with IPC_LOCK (this namespace lacks the permission {Permission.PRIVILEGED})"
+        yield Violation(f"{path}.rdmaMode", words, NOT_PERMITTED)
+    attachment = network.attachment
     if attachment is None or policy.allows(Permission.HOST_INTERFACES):
         return
     lacks = f"(this namespace lacks the permission {Permission.HOST_INTERFACES})"
-    if attachment.type == "host-device":
+    if attachment.type == "host-device" and attachment.master is not None:
         words = f"host-device takes an interface away from the node {lacks}"
         yield Violation(f"{path}.attachment.type", words, NOT_PERMITTED)
     for name in sorted((attachment.ipam or {}).keys() - _IPAM):
@@ -98,16 +107,12 @@ def owner_of(dd: DisaggDeployment, role: str) -> TemplateOwner:
     bare = dd.spec.model_copy(update={role: pool.model_copy(update={"pod_template": None})})
     template, _ = worker_template(dd.model_copy(update={"spec": bare}), role, Images())
     engine, network = dd.spec.engine.known, dd.spec.kv_transfer.network
-    devices = [pool.accelerator.resource_name] if pool.accelerator is not None and pool.accelerator.count else []
-    if network is not None and network.rdma_resource is not None:
-        devices.append(network.rdma_resource.name)
-    if network is not None and network.attachment is not None and network.attachment.resource_name:
-        devices.append(network.attachment.resource_name)
+    devices = {pool.accelerator.resource_name} if pool.accelerator is not None and pool.accelerator.count else set()
     return TemplateOwner(
         template=template,
         grace_s=pool.drain.timeout_seconds,
         has_network=network is not None,
-        devices=frozenset(devices),
+        devices=resources_of(network) | devices,
         variables=frozenset((*reserved_environment(), *engine.reserved)),
     )
 

@@ -27,6 +27,7 @@ _FRESH_S = 10.0
 _MOST_READS = 80
 _AT_ONCE = 4
 _ATTACHMENT_FIELD = "spec.kvTransfer.network.attachment"
+_RAILS_FIELD = "spec.kvTransfer.network.rails"
 
 
 class ReferenceWatch:
@@ -60,7 +61,8 @@ class ReferenceWatch:
         if network is not None and not await self._kube.has_api(NETWORK_ATTACHMENT):
             words = "the cluster has no NetworkAttachmentDefinition API: install Multus"
             path = _ATTACHMENT_FIELD if network.attachment_ref is None else f"{_ATTACHMENT_FIELD}Ref"
-            return [Violation(path, words, MULTUS_ABSENT), *(v for v in found if v.path != path)]
+            path = _RAILS_FIELD if network.rails else path
+            return [Violation(path, words, MULTUS_ABSENT), *(v for v in found if not v.path.startswith(path))]
         return found
 
     def forget(self, key: Key) -> None:

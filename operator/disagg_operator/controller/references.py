@@ -8,6 +8,7 @@ from typing import Any
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.violation import Violation
+from disagg_operator.desired.attachments import RESOURCE_ANNOTATION
 from disagg_operator.kube.resources import (
     CONFIG_MAP,
     NETWORK_ATTACHMENT,
@@ -16,6 +17,7 @@ from disagg_operator.kube.resources import (
     RUNTIME_CLASS,
     SECRET,
     Resource,
+    annotations_of,
 )
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import ROUTER
@@ -53,6 +55,8 @@ class Sight:
     keys: frozenset[str] = frozenset()
     lost: bool = False
     """Whether it is a claim that has lost its volume."""
+    config: tuple[str, str] = ("", "")
+    """What a network's attachment is made of: its configuration and the resource that it names."""
 
 
 def sight_of(obj: Obj | None) -> Sight:
@@ -60,7 +64,11 @@ def sight_of(obj: Obj | None) -> Sight:
     if obj is None:
         return Sight(exists=False)
     keys = frozenset({**(obj.get("data") or {}), **(obj.get("binaryData") or {})})
-    return Sight(True, keys, (obj.get("status") or {}).get("phase") == "Lost")
+    lost = (obj.get("status") or {}).get("phase") == "Lost"
+    config = (obj.get("spec") or {}).get("config") if obj.get("kind") == NETWORK_ATTACHMENT.kind else None
+    if config is None:
+        return Sight(True, keys, lost)
+    return Sight(True, keys, lost, (str(config), annotations_of(obj).get(RESOURCE_ANNOTATION, "")))
 
 
 def references_of(dd: DisaggDeployment) -> tuple[Reference, ...]:
@@ -102,6 +110,9 @@ def _references(dd: DisaggDeployment) -> Iterator[Reference]:
     if network is not None and (nad := network.attachment_ref) is not None:
         target = NamedObject(NETWORK_ATTACHMENT, nad.namespace or own, nad.name)
         yield Reference("spec.kvTransfer.network.attachmentRef", target)
+    for index, rail in enumerate(() if network is None else network.rails):
+        target = NamedObject(NETWORK_ATTACHMENT, rail.namespace or own, rail.name)
+        yield Reference(f"spec.kvTransfer.network.rails[{index}]", target)
     templates = {ROUTER: spec.router.pod_template, **{role: spec.pool(role).pod_template for role in ROLES}}
     for role, template in templates.items():
         if template is not None and template.spec:

@@ -44,6 +44,7 @@ from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, Ref
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.scalers.scaler_part import ScalerPart
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
+from disagg_operator.controller.terms import work_in_terms
 from disagg_operator.controller.wake_watch import WakeWatch
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
 from disagg_operator.desired import Images, NetworkAccess
@@ -234,30 +235,23 @@ class Runtime:
             group.create_task(self._terms())
 
     async def _terms(self) -> None:
-        """Work whenever this operator leads.
+        await work_in_terms(
+            self._leadership, self._term, leads=self._leads, forget=self._forget, close=self._role_changer.close
+        )
 
-        What it knew is forgotten at the end of a term, because others may act before the next one.
-        """
-        while True:
-            await self._leadership.gained()
-            term = asyncio.create_task(self._term(), name="term")
-            lost = asyncio.create_task(self._leadership.lost(), name="lost")
-            try:
-                await asyncio.wait((term, lost), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                await self._end_term(term, lost)
-            self.live.forget_all_but(frozenset())
-            self._references.forget_all()
-            self._specs.forget_all()
-            self._scalers.loop.end_term()
-            self._decision_log.begin_anew()
-            log.warning("this operator does not lead any more")
+    def _leads(self, now: bool) -> None:
+        self._leading, self._swept_at = now, self._clock()
+        self.metrics.leading.set(now)
+
+    def _forget(self) -> None:
+        self.live.forget_all_but(frozenset())
+        self._references.forget_all()
+        self._specs.forget_all()
+        self._scalers.loop.end_term()
+        self._decision_log.begin_anew()
 
     async def _term(self) -> None:
         """Do the work of the operator that leads; ends only by a bug or when it is cancelled."""
-        self._leading = True
-        self._swept_at = self._clock()
-        self.metrics.leading.set(1)
         self._updates.begin(self.cache.objects(DISAGG_POOL))
         await self._sweep()
         async with asyncio.TaskGroup() as group:
@@ -274,18 +268,6 @@ class Runtime:
             watch = WakeWatch(self.cache, self.live, self._bearer_of, lambda k: self._wake_all({k}, 0.0, urgent=True))
             group.create_task(watch.run())
             self._wake_all(set(self.cache.keys()), 0.0, urgent=True)
-
-    async def _end_term(self, term: asyncio.Task[None], lost: asyncio.Task[None]) -> None:
-        """Stop the work. Raises what ended it, unless it is cancelled here."""
-        self._leading = False
-        self.metrics.leading.set(0)
-        ended = term.done()
-        for task in (term, lost):
-            task.cancel()
-        await asyncio.gather(term, lost, return_exceptions=True)
-        await self._role_changer.close()
-        if ended:
-            term.result()
 
     async def resync(self) -> None:
         """List all watched kinds, repair the cache, and queue every resource.

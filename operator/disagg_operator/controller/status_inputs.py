@@ -9,13 +9,17 @@ from disagg_operator.autoscaling.live import Live
 from disagg_operator.controller.acceptance import AcceptedDeployment
 from disagg_operator.controller.children import Children
 from disagg_operator.controller.replicas import Replicas
+from disagg_operator.desired import Images
+from disagg_operator.desired.attachments import resources_of
 from disagg_operator.desired.names import router_name
+from disagg_operator.desired.pod_templates import worker_template
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Forbidden
 from disagg_operator.kube.pods import is_leaving, is_ready, is_terminating, pool_of
 from disagg_operator.kube.resources import DEPLOYMENT, NETWORK_ATTACHMENT, NODE, labels_of
 from disagg_operator.rollout import looking
 from disagg_operator.status import workloads
+from disagg_operator.status.network_check import Findings, needs_of, network_check
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_COMPONENT
@@ -64,33 +68,45 @@ class Looker:
             router=workloads.workload(
                 "router", plan.resource.spec.router.replicas, router, pods("router"), live.told, live.hindered
             ),
-            network=await self._network(plan),
+            network=await self._network(plan, children, live, revisions),
             view=live.view,
             verdict=live.spared.verdict,
         )
 
-    async def _network(self, plan: AcceptedDeployment) -> NetworkCheck:
-        if plan.attachment is None and plan.rdma is None:
+    async def _network(
+        self, plan: AcceptedDeployment, children: Children, live: Live, revisions: Mapping[str, str]
+    ) -> NetworkCheck:
+        network, namespace = plan.resource.spec.kv_transfer.network, plan.resource.metadata.namespace
+        if network is None:
             return NetworkCheck()
-        multus = await self._kube.has_api(NETWORK_ATTACHMENT)
-        found: bool | None = False
-        if plan.attachment is not None and multus:
-            found = await self._exists(plan.attachment)
-        return workloads.network(
-            reference=plan.attachment,
-            found=found,
-            multus=multus,
-            rdma=plan.rdma,
-            nodes=None if plan.rdma is None else await self._nodes(),
+        resources = resources_of(network)
+        pools = {
+            role: needs_of(_template(plan, children, role, revisions.get(role, "")), namespace, resources)
+            for role in ROLES
+        }
+        multus, hidden = await self._kube.has_api(NETWORK_ATTACHMENT), set[tuple[str, str]]()
+        nads: dict[tuple[str, str], Obj | None] = {}
+        for where in {link.where for pool in pools.values() for link in pool.links} if multus else ():
+            try:
+                nads[where] = await self._kube.get(NETWORK_ATTACHMENT, *where)
+            except Forbidden as error:
+                log.warning("%s/%s can't be read: %s", *where, error)
+                hidden.add(where)
+        return network_check(
+            Findings(
+                namespace=namespace,
+                pools=pools,
+                multus=multus,
+                nads=nads,
+                hidden=frozenset(hidden),
+                nodes=await self._nodes() if resources else None,
+                pods=[pod for pod in children.pods if pool_of(pod) and not is_terminating(pod)],
+                declared=plan.resource.spec.kv_transfer.transport,
+                tolerant=not plan.resource.spec.kv_transfer.forbids_fallback,
+                view=live.view,
+                told=live.told,
+            )
         )
-
-    async def _exists(self, attachment: tuple[str, str]) -> bool | None:
-        """Return whether the object exists, or None if the operator may not read that namespace."""
-        try:
-            return await self._kube.get(NETWORK_ATTACHMENT, *attachment) is not None
-        except Forbidden as error:
-            log.warning("%s/%s can't be read: %s", *attachment, error)
-            return None
 
     async def _nodes(self) -> list[Obj] | None:
         try:
@@ -98,6 +114,15 @@ class Looker:
         except Forbidden as error:
             log.warning("nodes can't be listed: %s", error)
             return None
+
+
+def _template(plan: AcceptedDeployment, children: Children, role: str, revision: str) -> Obj:
+    """Return the template of the workers of a pool: that of its revision, or what it will be."""
+    found = {key: d for key, d in looking.workloads(children.objects.values()).items() if key[0] == role}
+    present = found.get((role, revision)) or next(iter(found.values()), None)
+    if present is None:
+        return worker_template(plan.resource, role, Images())[0]
+    return dict((present.get("spec") or {}).get("template") or {})
 
 
 def _without_leaving(deployment: Obj, pods: Sequence[Obj]) -> Obj:

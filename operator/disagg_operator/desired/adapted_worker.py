@@ -10,7 +10,11 @@ gone, the request fails and the engine is stopped.
 
 from __future__ import annotations
 
+import json
+
 from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.quantity import quantity_bytes
+from disagg_operator.desired import attachments
 from disagg_operator.desired import model_places as places
 from disagg_operator.desired import pod_parts as parts
 from disagg_operator.desired.environment import adapter_environment
@@ -20,6 +24,7 @@ from disagg_operator.engines.launch import LAUNCH, MESSAGE_FILE, PREPARE
 from disagg_operator.engines.surroundings import CACHE_MOUNT, TMP_MOUNT
 from disagg_operator.vocabulary import Obj, Objs
 from disagg_wire.environment import AdapterVariable, WorkerVariable
+from disagg_wire.fabric import ASKED, BYTES, UNKNOWN_CACHE_BYTES
 from disagg_wire.ports import ENGINE_PORT, KV_PORT, WORKER_PORT
 from disagg_wire.protocol import DRAINED_PATH, HEALTH_PATH, LIVE_PATH, READY_PATH
 
@@ -27,6 +32,8 @@ ADAPTER = "adapter"
 MODEL_FILES_MOUNT = "/var/run/disagg/model"
 _ENGINE_KEY_MOUNT = "/var/run/disagg/engine"
 _ENGINE_KEY_FILE = f"{_ENGINE_KEY_MOUNT}/key"
+_FABRIC_MOUNT = "/var/run/disagg/fabric"
+_FABRIC_FILE = f"{_FABRIC_MOUNT}/report.json"
 # An engine that does not answer has nothing to end.
 _STUCK_GRACE_S = 10
 
@@ -93,18 +100,43 @@ def _prepare(dd: DisaggDeployment, process: EngineProcess, images: Images) -> Ob
     }
 
 
-def _command(dd: DisaggDeployment, process: EngineProcess) -> list[str]:
+def _command(dd: DisaggDeployment, role: str, process: EngineProcess, images: Images) -> list[str]:
     """Return the command of the engine.
 
     A small program fills in what is known only inside the pod, such as the address on an attached
-    network, and runs the engine.
+    network and the RDMA devices, and runs the engine.
     """
-    network = dd.spec.kv_transfer.network
-    interface = network.interface if network is not None and process.address_variables else ""
+    transfer = dd.spec.kv_transfer
+    links = attachments.links_of(dd, role, images.renderer)
+    interfaces = ",".join(link.interface for link in links) if process.address_variables else ""
+    # Where another transport is tolerated, UCX must be shown the interfaces, too.
+    transport = "auto" if transfer.transport == "rdma" and not transfer.forbids_fallback else transfer.transport
     variables, pin = ",".join(process.address_variables), "1" if process.pins_devices else "0"
     key = _ENGINE_KEY_FILE if process.guarded else ""
-    given = [MESSAGE_FILE, interface, dd.spec.kv_transfer.transport, variables, pin, key]
+    given = [MESSAGE_FILE, interfaces, transport, variables, pin, key, _asked(dd, role)]
     return ["python3", "-c", LAUNCH, *given, *process.command]
+
+
+def _reports(dd: DisaggDeployment) -> bool:
+    """Return whether the engine's container tells which RDMA devices it finds."""
+    return dd.spec.kv_transfer.may_use_rdma
+
+
+def _asked(dd: DisaggDeployment, role: str) -> str:
+    """Return what the report on the network is to be about, as JSON, or "" without a report.
+
+    The adapter has none of the devices, so the engine's container looks for them.
+    """
+    if not _reports(dd):
+        return ""
+    size = dd.spec.pool(role).kv_cache_size
+    needed = UNKNOWN_CACHE_BYTES if size is None else quantity_bytes(size)
+    return json.dumps({ASKED: attachments.device_count(dd, role), BYTES: needed, "file": _FABRIC_FILE})
+
+
+def _report_mounts(dd: DisaggDeployment, *, written: bool) -> Objs:
+    mount = {"name": "fabric", "mountPath": _FABRIC_MOUNT, **({} if written else {"readOnly": True})}
+    return [mount] if _reports(dd) else []
 
 
 def _engine(dd: DisaggDeployment, role: str, process: EngineProcess, images: Images) -> Obj:
@@ -123,6 +155,7 @@ def _engine(dd: DisaggDeployment, role: str, process: EngineProcess, images: Ima
         {"name": "cache", "mountPath": CACHE_MOUNT},
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 (a mount point inside the pod)
         *places.claim_mounts(dd),
+        *_report_mounts(dd, written=True),
     ]
     if process.guarded:
         mounts.append({"name": "engine-key", "mountPath": _ENGINE_KEY_MOUNT, "readOnly": True})
@@ -131,7 +164,7 @@ def _engine(dd: DisaggDeployment, role: str, process: EngineProcess, images: Ima
         "name": "main",
         "image": _image(dd, images),
         "imagePullPolicy": images.pull_policy,
-        "command": _command(dd, process),
+        "command": _command(dd, role, process, images),
         "env": env,
         "ports": [{"name": n, "containerPort": p, "protocol": "TCP"} for n, p in process.ports.items()],
         "resources": parts.worker_resources(dd, role, images.renderer),
@@ -140,7 +173,7 @@ def _engine(dd: DisaggDeployment, role: str, process: EngineProcess, images: Ima
         "readinessProbe": parts.probe(READY_PATH, WORKER_PORT, 2, 2),
         "livenessProbe": parts.probe(HEALTH_PATH, WORKER_PORT, 10, 6) | stuck,
         "lifecycle": {"preStop": {"httpGet": {"path": DRAINED_PATH, "port": WORKER_PORT, "scheme": "HTTP"}}},
-        "securityContext": _engine_security(dd, ["IPC_LOCK"] if spec.kv_transfer.transport == "rdma" else None),
+        "securityContext": _engine_security(dd, parts.lock_capabilities(dd, images.renderer)) | parts.lock_user(dd),
         **parts.last_words(),
         "volumeMounts": mounts,
     }
@@ -155,9 +188,12 @@ def _adapter(dd: DisaggDeployment, role: str, process: EngineProcess, images: Im
     }
     if (network := dd.spec.kv_transfer.network) is not None:
         values[AdapterVariable.KV_INTERFACE] = network.interface
+    if _reports(dd):
+        values[AdapterVariable.FABRIC_REPORT] = _FABRIC_FILE
     mounts: Objs = [
         {"name": "cluster-key", "mountPath": parts.KEY_MOUNT, "readOnly": True},
         {"name": "adapter-tmp", "mountPath": TMP_MOUNT},
+        *_report_mounts(dd, written=False),
     ]
     if process.guarded:
         values[AdapterVariable.ENGINE_KEY_FILE] = _ENGINE_KEY_FILE
@@ -218,4 +254,6 @@ def _volumes(dd: DisaggDeployment, process: EngineProcess) -> Objs:
         out.append({"name": "model-files", "emptyDir": {"sizeLimit": "512Mi"}})
     if process.guarded:
         out.append({"name": "engine-key", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}})
+    if _reports(dd):
+        out.append({"name": "fabric", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}})
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.quantity import quantity_bytes
+from disagg_operator.desired.accelerators import NVIDIA, Maker, maker_of
 from disagg_operator.desired.model_places import place_of, uses_hub
 from disagg_operator.engines.contract import EnginePool, EngineProcess
 from disagg_wire.roles import ROLES
@@ -38,9 +39,15 @@ def engine_pool(dd: DisaggDeployment, role: str) -> EnginePool:
         transport=spec.kv_transfer.transport,
         forbids_fallback=spec.kv_transfer.forbids_fallback,
         interface=None if network is None else network.interface,
+        copies=_maker(dd, role).copies,
         experimental=engine.experimental,
         args=(*engine.args, *pool.args),
     )
+
+
+def _maker(dd: DisaggDeployment, role: str) -> Maker:
+    accelerator = dd.spec.pool(role).accelerator
+    return (None if accelerator is None else maker_of(accelerator.resource_name)) or NVIDIA
 
 
 def engine_process(dd: DisaggDeployment, role: str) -> EngineProcess | None:

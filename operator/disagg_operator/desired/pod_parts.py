@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.desired import names
-from disagg_operator.desired.renderer import CURRENT, LAST_WORDS, WORKER_REQUESTS
+from disagg_operator.desired.attachments import network_devices
+from disagg_operator.desired.renderer import CURRENT, LAST_WORDS, RDMA_REPORTS, WORKER_REQUESTS
 from disagg_operator.vocabulary import Obj, Objs
 
 USER = 65532
@@ -40,6 +41,28 @@ def security(capabilities: list[str] | None = None) -> Obj:
 def user() -> Obj:
     """Return the part of a security context that says as whom to run."""
     return {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER}
+
+
+def lock_capabilities(dd: DisaggDeployment, renderer: int) -> list[str] | None:
+    """Return the capabilities by which the container that moves KV may lock memory.
+
+    Without root, a capability of the bounding set is not effective.
+    """
+    always = renderer < RDMA_REPORTS and dd.spec.kv_transfer.transport == "rdma"
+    return ["IPC_LOCK"] if always or _as_root(dd) else None
+
+
+def lock_user(dd: DisaggDeployment) -> Obj:
+    """Return the user of the container that moves KV, if it is not that of the pod.
+
+    Files of the pod's group are its own: it has no capability but that to lock memory.
+    """
+    return {"runAsNonRoot": False, "runAsUser": 0, "runAsGroup": USER} if _as_root(dd) else {}
+
+
+def _as_root(dd: DisaggDeployment) -> bool:
+    network = dd.spec.kv_transfer.network
+    return network is not None and network.rdma_mode == "Root"
 
 
 def pod_security() -> Obj:
@@ -91,20 +114,15 @@ def _with_requests(resources: Obj, devices: int) -> Obj:
 
 def worker_resources(dd: DisaggDeployment, role: str, renderer: int) -> Obj:
     """Return the resources of the container that computes, with all devices."""
-    pool, network = dd.spec.pool(role), dd.spec.kv_transfer.network
+    pool = dd.spec.pool(role)
     resources: Obj = {} if pool.resources is None else pool.resources.as_pod()
     if renderer >= WORKER_REQUESTS:
         resources = _with_requests(resources, 0 if pool.accelerator is None else pool.accelerator.count)
     devices: dict[str, int] = {}
     if pool.accelerator is not None and pool.accelerator.count:
         devices[pool.accelerator.resource_name] = pool.accelerator.count
-    if network is not None and network.rdma_resource is not None:
-        devices[network.rdma_resource.name] = network.rdma_resource.devices(
-            0 if pool.accelerator is None else pool.accelerator.count
-        )
-    if network is not None and network.attachment is not None and network.attachment.resource_name:
-        name = network.attachment.resource_name  # may be the RDMA device itself
-        devices[name] = max(1, devices.get(name, 0))
+    for name, count in network_devices(dd, role, renderer).items():
+        devices[name] = max(count, devices.get(name, 0))
     for name, count in devices.items():
         for section in ("requests", "limits"):
             resources.setdefault(section, {})[name] = str(count)

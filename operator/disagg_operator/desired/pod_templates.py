@@ -10,24 +10,25 @@ import json
 from typing import Any
 
 from disagg_operator.api import DisaggDeployment
-from disagg_operator.api.workers import PodTemplate
-from disagg_operator.desired import names
+from disagg_operator.api.workers import Accelerator, PodTemplate
+from disagg_operator.desired import attachments, names
 from disagg_operator.desired import pod_parts as parts
+from disagg_operator.desired.accelerators import NVIDIA, maker_of, taints_of
 from disagg_operator.desired.adapted_worker import ADAPTER, adapted_pod
 from disagg_operator.desired.engine_inputs import engine_process
 from disagg_operator.desired.environment import router_environment, worker_environment
 from disagg_operator.desired.facts import Images
 from disagg_operator.desired.merge import merge
 from disagg_operator.desired.model_places import MODEL_MOUNT, claim_mounts, claim_volumes
-from disagg_operator.desired.renderer import ROUTERS_OUTLAST_HOLDS
+from disagg_operator.desired.renderer import MAKERS_LABELS, RDMA_REPORTS, ROUTERS_OUTLAST_HOLDS
 from disagg_operator.vocabulary import Obj, Objs
 from disagg_wire.environment import RouterVariable, WorkerOption, WorkerVariable
 from disagg_wire.labels import LABEL_REVISION
 from disagg_wire.ports import KV_PORT, ROUTER_PORT, WORKER_PORT
 from disagg_wire.protocol import HEALTH_PATH, READY_PATH
+from disagg_wire.roles import DECODE, PREFILL
 
 API_KEYS_MOUNT = "/var/run/disagg/api-keys"
-NETWORKS_ANNOTATION = "k8s.v1.cni.cncf.io/networks"
 _TERMINATION_SLACK_S = 15
 # A router's default for the end of its requests, and some seconds.
 _ROUTER_GRACE_S = 120
@@ -62,6 +63,8 @@ def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
     }
     if spec.kv_transfer.network is not None:
         values[WorkerVariable.KV_INTERFACE] = spec.kv_transfer.network.interface
+        if images.renderer >= RDMA_REPORTS and spec.kv_transfer.may_use_rdma:
+            values[WorkerVariable.RDMA_DEVICES] = str(attachments.device_count(dd, role))
     values |= {e.name: e.value for e in spec.engine.env}
     env = [
         *parts.env(values),
@@ -93,21 +96,41 @@ def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
         "startupProbe": parts.probe(READY_PATH, WORKER_PORT, parts.STARTUP_PERIOD_S, parts.STARTUP_FAILURES),
         "readinessProbe": parts.probe(READY_PATH, WORKER_PORT, 2, 2),
         "livenessProbe": parts.probe(HEALTH_PATH, WORKER_PORT, 10, 6),
-        "securityContext": parts.security(["IPC_LOCK"] if spec.kv_transfer.transport == "rdma" else None),
+        "securityContext": parts.security(parts.lock_capabilities(dd, images.renderer)) | parts.lock_user(dd),
         **parts.last_words(images.renderer),
         "volumeMounts": mounts,
     }
 
 
-def _networks(dd: DisaggDeployment) -> str | None:
-    """Return the value of the Multus annotation, or None if no network is attached."""
-    network = dd.spec.kv_transfer.network
-    if network is None:
-        return None
-    reference = network.attachment_ref
-    name = reference.name if reference else names.network_name(dd.metadata.name)
-    namespace = (reference.namespace if reference else None) or dd.metadata.namespace
-    return json.dumps([{"name": name, "namespace": namespace, "interface": network.interface}])
+def _nodes(accelerator: Accelerator, renderer: int) -> Obj:
+    """Return the fields of a pod that choose nodes with its accelerators."""
+    out: Obj = {}
+    maker = maker_of(accelerator.resource_name) if renderer >= MAKERS_LABELS else None
+    if accelerator.product:
+        label = accelerator.product_label or (NVIDIA if maker is None else maker).product_label
+        out["nodeSelector"] = {label: accelerator.product}
+    if accelerator.count:
+        keys = taints_of(accelerator.resource_name) if renderer >= MAKERS_LABELS else (accelerator.resource_name,)
+        out["tolerations"] = [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in keys]
+    return out
+
+
+def _near_prefill(dd: DisaggDeployment, role: str) -> Obj:
+    """Return the affinity of decode workers to prefill workers, if there is to be one.
+
+    It names no revision: the first workers of a new one have nobody of their own yet.
+    """
+    near = dd.spec.kv_transfer.co_location
+    if near is None or role != DECODE:
+        return {}
+    term = {
+        "topologyKey": near.topology_key,
+        "labelSelector": {"matchLabels": names.selector(dd.metadata.name, PREFILL)},
+    }
+    if near.mode == "Required":
+        return {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}}
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    return {"affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}}
 
 
 def _own_pod(dd: DisaggDeployment, role: str, images: Images) -> Obj:
@@ -144,15 +167,12 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
         "topologySpreadConstraints": _spread(dd, role),
         **content,
     }
-    if pool.accelerator is not None and pool.accelerator.product:
-        pod["nodeSelector"] = {"nvidia.com/gpu.product": pool.accelerator.product}
-    if pool.accelerator is not None and pool.accelerator.count:
-        # Nodes with devices are usually tainted with the resource's name.
-        pod["tolerations"] = [{"key": pool.accelerator.resource_name, "operator": "Exists", "effect": "NoSchedule"}]
+    if pool.accelerator is not None:
+        pod |= _nodes(pool.accelerator, images.renderer)
     template: Obj = {"metadata": {"labels": names.labels(dd.metadata.name, role)}, "spec": pod}
-    pod |= _pull_secrets(dd)
-    if networks := _networks(dd):
-        template["metadata"]["annotations"] = {NETWORKS_ANNOTATION: networks}
+    pod |= _pull_secrets(dd) | _near_prefill(dd, role)
+    if links := attachments.links_of(dd, role, images.renderer):
+        template["metadata"]["annotations"] = {attachments.NETWORKS_ANNOTATION: attachments.networks_text(links)}
     template = _patched(dd, role, template, pool.pod_template)
     revision = revision_of(template)
     template["metadata"]["labels"] = template["metadata"]["labels"] | {LABEL_REVISION: revision}

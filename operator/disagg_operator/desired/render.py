@@ -7,13 +7,12 @@ Deployment, Service and PodDisruptionBudget.
 from __future__ import annotations
 
 import base64
-import json
 from typing import Any
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.base import API_VERSION
-from disagg_operator.api.network import Attachment
-from disagg_operator.desired import names, pod_templates
+from disagg_operator.api.network import Attachment, NetworkSpec
+from disagg_operator.desired import attachments, names, pod_templates
 from disagg_operator.desired.engine_inputs import peer_ports
 from disagg_operator.desired.facts import Facts, NetworkAccess
 from disagg_operator.desired.model_places import uses_hub
@@ -34,7 +33,7 @@ def render(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
         out.append(_key_secret(dd, facts, facts.cluster_key))
     network = dd.spec.kv_transfer.network
     if network is not None and network.attachment is not None and facts.attachments_available:
-        out.append(_attachment(dd, facts, network.attachment))
+        out.append(_attachment(dd, facts, network, network.attachment))
     out += _accounts(dd, facts)
     if dd.spec.security.network_policy:
         out += _policies(dd, facts)
@@ -59,23 +58,11 @@ def _key_secret(dd: DisaggDeployment, facts: Facts, key: str) -> Obj:
     return _object("v1", "Secret", metadata, type="Opaque", immutable=True, data=data)
 
 
-def _attachment(dd: DisaggDeployment, facts: Facts, attachment: Attachment) -> Obj:
+def _attachment(dd: DisaggDeployment, facts: Facts, network: NetworkSpec, attachment: Attachment) -> Obj:
     metadata = _shared(dd, facts, names.network_name(dd.metadata.name), "shared")
-    plugin: Obj = {"type": attachment.type}
-    if attachment.type == "macvlan":
-        plugin["mode"] = "bridge"
-    if attachment.master:
-        plugin["device" if attachment.type == "host-device" else "master"] = attachment.master
-    if attachment.mtu:
-        plugin["mtu"] = attachment.mtu
-    if attachment.ipam is not None:
-        plugin["ipam"] = attachment.ipam
-    elif attachment.subnet:
-        plugin["ipam"] = {"type": "host-local", "ranges": [[{"subnet": attachment.subnet}]]}
     if attachment.resource_name:
-        metadata["annotations"] = {"k8s.v1.cni.cncf.io/resourceName": attachment.resource_name}
-    config = {"cniVersion": "0.3.1", "name": names.network_name(dd.metadata.name), **plugin}
-    spec = {"config": json.dumps(config, sort_keys=True)}
+        metadata["annotations"] = {attachments.RESOURCE_ANNOTATION: attachment.resource_name}
+    spec = {"config": attachments.attachment_config(dd, network, attachment, facts.images.renderer)}
     return _object("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", metadata, spec=spec)
 
 

@@ -24,5 +24,14 @@ ROUTER_POLICY = 2
 ROUTERS_OUTLAST_HOLDS = 2
 # The status of a container that has failed quotes the end of its log.
 LAST_WORDS = 2
+# Workers are attached to their network once for each RDMA device that they ask for.
+NETWORK_OF_EACH_DEVICE = 2
+# The rdma plugin is chained where virtual functions are the RDMA devices.
+RDMA_CHAIN = 2
+# Workers that are not root don't ask for IPC_LOCK, which is of no use to them, and tell which
+# devices they find and how much memory they may lock.
+RDMA_REPORTS = 2
+# Nodes are chosen by the labels and tolerated by the taints of the accelerator's maker.
+MAKERS_LABELS = 2
 
 CURRENT = 2

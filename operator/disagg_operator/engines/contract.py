@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from disagg_wire.engine_metrics.engine_series import EngineSeries
 from disagg_wire.engine_metrics.readings import PoolReadings
 from disagg_wire.engine_metrics.sample_table import Samples, names_read
 
@@ -97,6 +98,8 @@ class EnginePool:
     """Whether no other transport than the declared one may be used."""
     interface: str | None
     """The interface of the attached network, or None for the pod's own."""
+    copies: tuple[str, str]
+    """The transports of UCX within a node and between its accelerators' memory and the host's."""
     experimental: bool
     args: tuple[str, ...]
     """The arguments of the user, which come last."""
@@ -129,6 +132,8 @@ class EngineMeter:
 
     port: int
     """The port at which the engine serves them unless it is told another one."""
+    series: EngineSeries
+    """Their names, by which `disagg assess` reads an engine that somebody else has started."""
     readings_of: Callable[[Samples], PoolReadings]
 
     @property
@@ -144,39 +149,6 @@ class Experiment:
     reason: str
     message: str
     """A sentence that says what may go wrong, and what to watch."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineMetrics:
-    """The series in which an unmodified engine tells of its work on its own /metrics.
-
-    A name may select one value of a label, as PromQL writes it. Several names are those of several
-    versions: the first one that is there counts.
-    """
-
-    prefix: str
-    """The beginning of the names of all its series."""
-    prompt_lengths: tuple[str, ...]
-    """A histogram of the tokens of prompts, of requests that have ended."""
-    computed_lengths: tuple[str, ...]
-    """The same of the tokens of prompts that no cache held."""
-    answer_lengths: tuple[str, ...]
-    ttft: tuple[str, ...]
-    """A histogram of the seconds to the first token."""
-    gaps: tuple[str, ...]
-    """A histogram of the seconds between two tokens of an answer."""
-    tpot: tuple[str, ...]
-    """A histogram of the mean seconds per output token of each answer."""
-    prompt_tokens: tuple[str, ...]
-    cached_tokens: tuple[str, ...]
-    computed_tokens: tuple[str, ...]
-    """A counter of the prompt tokens that were computed, as they were."""
-    running: tuple[str, ...]
-    """A gauge of the requests that run."""
-    workers: str = ""
-    """The label that tells the engines of one page apart, or ""."""
-    copies: tuple[str, ...] = ()
-    """Labels of series that repeat those of rank 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +171,7 @@ class Engine:
     moves_by_rdma: bool = False
     """Whether the KV cache can be moved by RDMA."""
     meter: EngineMeter | None = None
-    """Its own metrics, if its workers can be scaled by them. None: by the series of our worker."""
+    """Its own metrics, if it can be read by them. None: by the series of our worker."""
     serves_every_model: bool = False
     """Whether it serves mixtures of experts and latent attention."""
     experiment: Experiment | None = None
@@ -208,5 +180,3 @@ class Engine:
     """Whether a plan of two pools can be applied without an opt-in."""
     fp8_cache: tuple[str, ...] | None = None
     """The arguments that make the elements of the KV cache 8 bits wide, or None."""
-    metrics: EngineMetrics | None = None
-    """Its own series, by which `disagg assess` reads an engine that somebody else has started."""

@@ -13,22 +13,25 @@ sends to itself, by which engines end themselves after a failure.
 
 from __future__ import annotations
 
+from disagg_operator.engines.probe_text import PROBE
+
 # Stands for the key of the engine in its command; LAUNCH puts the key there.
 KEY_PLACE = "ENGINE-KEY"
 # Where Kubernetes mounts a container's termination message.
 MESSAGE_FILE = "/dev/termination-log"
 
-# Arguments: the file of the termination message, the interface or "", the transport, the variables
-# that get the interface's address (with commas), 1 if UCX is to use the interface, the file of the
-# key or "", and the command.
-LAUNCH = """\
+_SIGNALS = """\
 import signal
 signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 # A signal that comes before there is an engine waits until there is.
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-import collections, fcntl, os, re, selectors, socket, struct, subprocess, sys, time
-message_file, name, transport, variables, pin, key_file, *command = sys.argv[1:]
-def address():
+"""
+
+_ENGINE = """\
+import collections, fcntl, json, os, re, selectors, socket, struct, subprocess, sys, time
+message_file, names, transport, variables, pin, key_file, asked, *command = sys.argv[1:]
+interfaces = [name for name in names.split(",") if name]
+def address(name):
     try:
         request = struct.pack("256s", name.encode())
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -40,16 +43,24 @@ def address():
             if interface == name and scope == "00":
                 return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
     sys.exit(f"interface {name}: has no address; is the network of spec.kvTransfer attached?")
-if name:
-    own = address()
+if interfaces:
+    own = address(interfaces[0])
     for variable in filter(None, variables.split(",")):
         os.environ[variable] = own
-    if pin == "1":
-        folder = f"/sys/class/net/{name}/device/infiniband"
-        adapters = [f"{a}:1" for a in sorted(os.listdir(folder))] if os.path.isdir(folder) else []
-        devices = {"tcp": [name], "rdma": adapters}.get(transport, [*adapters, name])
-        if devices:
-            os.environ["UCX_NET_DEVICES"] = ",".join(devices)
+report = look(interfaces)
+if interfaces and pin == "1":
+    for variable, value in environment(interfaces, report["ports"], transport).items():
+        os.environ.setdefault(variable, value)  # what the user has set stays
+if asked:
+    asked = json.loads(asked)
+    report |= {"asked": asked["asked"], "bytes": asked["bytes"], "usable": [p["name"] for p in usable(report["ports"])]}
+    report["error"] = register(report["ports"], asked["bytes"])
+    try:
+        with open(asked["file"] + ".new", "w") as file:
+            json.dump(report, file)
+        os.replace(asked["file"] + ".new", asked["file"])
+    except OSError as error:
+        print(f"{asked['file']}: {error}", file=sys.stderr)
 if key_file:
     with open(key_file) as file:
         key = file.read()
@@ -155,6 +166,12 @@ if code:
         pass
 sys.exit(code if code >= 0 else 128 - code)
 """
+
+# Arguments: the file of the termination message, the interfaces (with commas) or "", the transport,
+# the variables that get the first interface's address (with commas), 1 if libraries are to use the
+# interfaces and their devices, the file of the key or "", what the report on the network is to be
+# about or "", and the command.
+LAUNCH = _SIGNALS + PROBE + _ENGINE
 
 # Arguments: the folder of the model or "", the folder for copies of its small files, and the file
 # for a new key or "".

@@ -13,13 +13,12 @@ from disagg_operator.engines.contract import (
     Engine,
     EngineLimits,
     EngineMeter,
-    EngineMetrics,
     EnginePool,
     EngineProcess,
     TensorRule,
 )
 from disagg_operator.engines.launch import KEY_PLACE
-from disagg_wire.engine_metrics.sglang import pool_readings_of
+from disagg_wire.engine_metrics.sglang import SERIES, pool_readings_of
 from disagg_wire.engines import SGLANG
 from disagg_wire.environment import AdapterVariable
 from disagg_wire.ports import BOOTSTRAP_PORT, ENGINE_PORT
@@ -106,22 +105,6 @@ def _flags(pool: EnginePool) -> list[str]:
     return out
 
 
-# As the source of 0.5.23 names them.
-_METRICS = EngineMetrics(
-    prefix="sglang:",
-    prompt_lengths=("sglang:prompt_tokens_histogram",),
-    computed_lengths=("sglang:uncached_prompt_tokens_histogram",),
-    answer_lengths=("sglang:generation_tokens_histogram",),
-    ttft=("sglang:time_to_first_token_seconds",),
-    gaps=("sglang:inter_token_latency_seconds",),
-    tpot=("sglang:request_time_per_output_token_seconds",),
-    prompt_tokens=("sglang:prompt_tokens_total",),
-    cached_tokens=("sglang:cached_tokens_total",),
-    computed_tokens=('sglang:realtime_tokens_total{mode="prefill_compute"}',),
-    running=("sglang:num_running_reqs",),
-    copies=("tp_rank", "pp_rank"),
-)
-
 ENGINE = Engine(
     name=SGLANG,
     image="lmsysorg/sglang:v0.5.23",
@@ -143,8 +126,7 @@ ENGINE = Engine(
     reserved=(*surroundings.RESERVED, "SGLANG_LOCAL_IP_NIC", _HOST_IP, _BOOTSTRAP_TIMEOUT, _WAITING_TIMEOUT),
     process=_process,
     moves_by_rdma=True,
-    meter=EngineMeter(30000, pool_readings_of),
+    meter=EngineMeter(30000, SERIES, pool_readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8_e4m3"),
-    metrics=_METRICS,
 )

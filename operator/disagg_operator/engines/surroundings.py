@@ -13,10 +13,11 @@ CACHE_MOUNT = "/cache"
 TMP_MOUNT = "/tmp"  # noqa: S108 (a mount point inside the pod)
 # The interface of a pod's own network.
 POD_INTERFACE = "eth0"
-# The variables that `common` and `ucx` set, and those that would contradict them.
+# The variables that `common` sets, and those that would contradict the pod. Those of networks are
+# the user's to replace.
 RESERVED = (
     str(WorkerOption.HF_HOME), "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HOME", "OMP_NUM_THREADS", "TMPDIR",
-    "TRANSFORMERS_OFFLINE", "UCX_NET_DEVICES", "UCX_TCP_PORT_RANGE", "USER",
+    "TRANSFORMERS_OFFLINE", "UCX_TCP_PORT_RANGE", "USER",
 )  # fmt: skip
 
 
@@ -40,10 +41,11 @@ def ucx(pool: EnginePool) -> dict[str, str]:
     The devices of an attached network are found in the pod (disagg_operator.engines.launch).
     """
     out = {} if pool.interface else {"UCX_NET_DEVICES": POD_INTERFACE}
-    if not pool.accelerators:
+    if pool.transport == "rdma":
+        if pool.forbids_fallback:
+            out["UCX_TLS"] = ",".join(("rc", *pool.copies)) if pool.accelerators else "^tcp"
+    elif not pool.accelerators:
         out["UCX_TLS"] = "tcp"
     elif pool.transport == "tcp":
-        out["UCX_TLS"] = "tcp,cuda_copy"
-    elif pool.transport == "rdma" and pool.forbids_fallback:
-        out["UCX_TLS"] = "rc,cuda_ipc,cuda_copy"
+        out["UCX_TLS"] = f"tcp,{pool.copies[1]}"
     return out

@@ -14,12 +14,11 @@ from disagg_operator.engines.contract import (
     Engine,
     EngineLimits,
     EngineMeter,
-    EngineMetrics,
     EnginePool,
     EngineProcess,
     TensorRule,
 )
-from disagg_wire.engine_metrics.vllm import pool_readings_of
+from disagg_wire.engine_metrics.vllm import SERIES, pool_readings_of
 from disagg_wire.engines import VLLM
 from disagg_wire.ports import ENGINE_PORT, SIDE_CHANNEL_PORT
 from disagg_wire.roles import PREFILL
@@ -122,22 +121,6 @@ def _transfer(pool: EnginePool) -> str:
     return json.dumps(config)
 
 
-# As 0.31 and 0.32 export them; the alternatives are those of earlier versions.
-_METRICS = EngineMetrics(
-    prefix="vllm:",
-    prompt_lengths=("vllm:request_prompt_tokens",),
-    computed_lengths=("vllm:request_prefill_kv_computed_tokens",),
-    answer_lengths=("vllm:request_generation_tokens",),
-    ttft=("vllm:time_to_first_token_seconds",),
-    gaps=("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
-    tpot=("vllm:request_time_per_output_token_seconds",),
-    prompt_tokens=("vllm:prompt_tokens_total",),
-    cached_tokens=("vllm:prompt_tokens_cached_total", "vllm:prefix_cache_hits_total"),
-    computed_tokens=('vllm:prompt_tokens_by_source_total{source="local_compute"}',),
-    running=("vllm:num_requests_running",),
-    workers="engine",
-)
-
 ENGINE = Engine(
     name=VLLM,
     image="vllm/vllm-openai:v0.33.0",
@@ -154,8 +137,7 @@ ENGINE = Engine(
     ),
     process=_process,
     moves_by_rdma=True,
-    meter=EngineMeter(8000, pool_readings_of),
+    meter=EngineMeter(8000, SERIES, pool_readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8"),
-    metrics=_METRICS,
 )  # fmt: skip

@@ -11,6 +11,8 @@ from disagg_wire.roles import ROLES
 
 # The part of the deadline after which the time of the last progress of a rollout that waits moves.
 _WAITING = 0.1
+# The least time after which a pod may have got the place of another one.
+_LOOK_AGAIN_S = 1.0
 
 
 def name_of_target(state: RolloutState) -> str:
@@ -43,20 +45,23 @@ def seen(state: RolloutState, rules: RolloutRules) -> Stock:
     """Return what is known of the cluster's devices.
 
     A kind is used up once a pod has waited for it for long. What pods have held before fits again,
-    so that a pod that is gone makes no difference. If that is not remembered, the successor of an
-    old pod is awaited first.
+    so that a pod that is gone makes no difference. If nothing is remembered, such a place may just
+    have become free for the pod that waits: the next look tells. What was taken for a gap is none
+    if pods still wait for it.
     """
     before = state.progress
     full = set() if before is None else set(before.full)
     held = {} if before is None else dict(before.held)
     for kind, amount in scheduled(state).items():
         held[kind] = max(amount, held.get(kind, 0))
-    missing = {w.devices.kind for w in state.workers if w.revision != state.target[w.role] and w.existing < w.desired}
+    for kind, most in _bounds(state, rules).items():
+        if kind in full:
+            held[kind] = min(held[kind], most)
     for w in state.workers:
         kind, since_s = w.devices.kind, w.unschedulable_since_s
         if since_s is None or state.now_s - since_s < rules.full_after_s or kind in full:
             continue
-        if kind in missing and kind not in (before.held if before is not None else ()):
+        if before is None or kind not in before.held:
             continue
         full.add(kind)
         # A gap that is too small for one worker may hold a smaller one.
@@ -64,11 +69,27 @@ def seen(state: RolloutState, rules: RolloutRules) -> Stock:
     return Stock(held, frozenset(full))
 
 
+def _bounds(state: RolloutState, rules: RolloutRules) -> dict[str, int]:
+    """Return fewer devices of each kind than those that pods hold and have long waited for.
+
+    A kind of which pods come or go now has no bound.
+    """
+    out: dict[str, int] = {}
+    for kind, amount in scheduled(state).items():
+        mine = [w for w in state.workers if w.devices.kind == kind]
+        if any(w.existing < w.desired or w.terminating for w in mine):
+            continue
+        waits = [w for w in mine if w.unschedulable_since_s is not None]
+        if any(state.now_s - (w.unschedulable_since_s or 0.0) >= rules.full_after_s for w in waits):
+            out[kind] = amount + sum(w.unscheduled * w.devices.count for w in waits) - 1
+    return out
+
+
 def room_wait_s(state: RolloutState, rules: RolloutRules, full: Container[str]) -> float | None:
     """Return the seconds until a pod without room means that the cluster is full."""
     waits = [w.unschedulable_since_s for w in state.workers if w.devices.kind not in full]
     first_s = min((since_s for since_s in waits if since_s is not None), default=None)
-    return None if first_s is None else max(0.1, first_s + rules.full_after_s - state.now_s)
+    return None if first_s is None else max(_LOOK_AGAIN_S, first_s + rules.full_after_s - state.now_s)
 
 
 def steps_made(state: RolloutState) -> int:

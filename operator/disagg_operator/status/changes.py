@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from disagg_operator.engines.contract import UNPINNED_KV
+from disagg_operator.status.attachment_check import ATTACHMENT_INVALID, RDMA_CHAIN_MISSING, RESOURCE_MISMATCH
 from disagg_operator.status.conditions import RUNTIME_UPDATE_AVAILABLE
 from disagg_operator.status.events import NORMAL, WARNING, Note
 from disagg_operator.status.last_words import NO_ACCELERATOR, POD_SECURITY_LEVEL, READ_ONLY
+from disagg_operator.status.scaling_verdicts import OBJECTIVES_INFEASIBLE
 from disagg_operator.status.unsettled import RECONCILE_FAILURES
 from disagg_operator.status.zero_state import SCALED_TO_ZERO
+from disagg_wire.fabric import FABRIC_REASONS
 from disagg_wire.problems import (
     CONNECTOR_MISSING,
     ENGINE_HUNG,
@@ -52,13 +55,16 @@ _WARNINGS = {
     "MultusAbsent": "NetworkAttachmentMissing",
     "NetworkAttachmentMissing": "NetworkAttachmentMissing",
     "RdmaResourceMissing": "RdmaResourceMissing",
+    "NoNodeFits": "RdmaResourceMissing",
+    **dict.fromkeys((ATTACHMENT_INVALID, RESOURCE_MISMATCH, RDMA_CHAIN_MISSING), "NetworkAttachmentInvalid"),
+    **dict.fromkeys(FABRIC_REASONS, "RdmaUnusable"),
     "TransportFallback": "TransportFallback",
     "HandshakeFailed": "KVHandshakeFailed",
     "PrefillRepeated": "PrefillRepeated",
     UNPINNED_KV: "Experimental",
     "MetricsUnavailable": "MetricsUnavailable",
     "CredentialsUnavailable": "CredentialsUnavailable",
-    "ObjectivesInfeasible": "ObjectivesInfeasible",
+    OBJECTIVES_INFEASIBLE: OBJECTIVES_INFEASIBLE,
     "ProgressDeadlineExceeded": "RolloutStalled",
     "RolledBack": "RolledBack",
     "CanaryFailed": "CanaryFailed",

@@ -17,7 +17,7 @@ from disagg_operator.rollout.values import RolloutView
 from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY, PODS_REFUSED
-from disagg_operator.status.scaling_verdicts import objectives_feasible, scaling_active
+from disagg_operator.status.scaling_verdicts import OBJECTIVES_FEASIBLE, objectives_feasible, scaling_active
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.status.zero_state import SCALED_TO_ZERO, SERVED_NEXT
 from disagg_operator.vocabulary import MOST_OF_A_REQUEST, UPDATE_RUNTIME, Obj
@@ -144,7 +144,7 @@ def conditions(
     """
     causes = [
         _accepted(intent),
-        _network(observed.network),
+        network := _network(observed.network),
         *(_pool_ready(observed.pools[p.name], intent) for p in intent.pools),
         _router_ready(observed.router),
         _kv_transfer(intent, observed),
@@ -168,7 +168,7 @@ def conditions(
         *_warning(intent),
         _runtime(intent.runtime_update),
         _degraded(available, told, intent, observed),
-        _ready([*causes, available], progressing),
+        _ready([c for c in (*causes, available) if c is not network or not observed.network.tolerated], progressing),
     ]
 
 
@@ -301,7 +301,7 @@ def _scaling(intent: Intent) -> list[Condition]:
 
 def _feasible(intent: Intent) -> list[Condition]:
     unmet = {p.name: p.unmet for p in intent.pools if p.autoscaled and not intent.suspended}
-    return [Condition("ObjectivesFeasible", *found) for found in (objectives_feasible(unmet),) if found is not None]
+    return [Condition(OBJECTIVES_FEASIBLE, *found) for found in (objectives_feasible(unmet),) if found is not None]
 
 
 def _effective(intent: Intent, observed: Observed, previous: Mapping[str, object]) -> Condition:

@@ -13,6 +13,8 @@ from typing import Any
 
 from disagg_operator.vocabulary import Obj
 from disagg_wire.engines import CONFIGURED, EVIDENCE, NVLINK, PROVED, RDMA, SHM, TRANSPORTS
+from disagg_wire.fabric import FABRIC, FABRIC_REASONS, USABLE, summary
+from disagg_wire.problems import PROBLEM, WorkerProblem, parse_problem
 from disagg_wire.protocol import READY
 from disagg_wire.roles import BOTH, DECODE, PREFILL
 
@@ -42,6 +44,10 @@ class WorkerLink:
     """The hash that is equal for workers that can exchange KV."""
     engine: str = ""
     """The engine with its version; empty if it is not reported."""
+    devices: int = 0
+    """The RDMA devices that it can use; 0 also if it does not tell."""
+    problem: WorkerProblem | None = None
+    """What is wrong with its RDMA devices or its limits, as it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +145,16 @@ def _link(worker: Mapping[str, Any]) -> WorkerLink:
         evidence=_evidence(worker),
         compat=str(worker.get("compat") or ""),
         engine=str(worker.get("engine") or ""),
+        **_fabric(worker.get(FABRIC)),
     )
+
+
+def _fabric(field: Any) -> Obj:
+    found = summary(field)
+    if found is None:
+        return {}
+    problem = parse_problem(found.get(PROBLEM))
+    return {"devices": len(found[USABLE]), "problem": problem if problem and problem.reason in FABRIC_REASONS else None}
 
 
 def workers_by_transport(view: RouterView) -> dict[str, int]:
@@ -172,7 +187,8 @@ def fallback_of(view: RouterView, transport: str, interface: str | None) -> str 
     if transport == RDMA and slower:
         who = _who([link.pods if isinstance(link, PairLink) else link.pod for link in slower])
         return f"transport rdma is asked for, but {who} uses {slower[0].transport}"
-    networked = [w for w in view.workers if w.transport not in _WITHOUT_NETWORK]
+    # With RDMA a worker names the device, and not the interface.
+    networked = [w for w in view.workers if w.transport not in (RDMA, *_WITHOUT_NETWORK)]
     if interface is not None and (strays := [w for w in networked if w.interface != interface]):
         used = strays[0].interface or "?"
         return f"KV should use {interface}, but {_who([w.pod for w in strays])} uses {used}"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+OBJECTIVES_FEASIBLE = "ObjectivesFeasible"
+OBJECTIVES_INFEASIBLE = "ObjectivesInfeasible"
+
 Verdict = tuple[str, str, str]
 """The status, reason and message of a condition."""
 
@@ -29,5 +32,5 @@ def objectives_feasible(unmet: Mapping[str, str | None]) -> Verdict | None:
     if not unmet or None in unmet.values():
         return None
     if words := [f"{pool}: {why}" for pool, why in unmet.items() if why]:
-        return "False", "ObjectivesInfeasible", "; ".join(words)
+        return "False", OBJECTIVES_INFEASIBLE, "; ".join(words)
     return "True", "WithinReach", "the pools can meet their objectives"

@@ -55,6 +55,8 @@ class NetworkCheck:
     message: str = "no network attachment is asked for"
     known: bool = True
     """Whether the check was possible."""
+    tolerated: bool = False
+    """Whether the deployment is ready nevertheless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,53 +135,3 @@ def _refused(conditions: Mapping[Any, Obj]) -> Problem | None:
     """Return the problem of pods that the API server rejects."""
     failure = conditions.get("ReplicaFailure") or {}
     return refused(str(failure.get("message", ""))) if failure.get("status") == "True" else None
-
-
-def network(
-    *,
-    reference: tuple[str, str] | None,
-    found: bool | None,
-    multus: bool,
-    rdma: tuple[str, int] | None,
-    nodes: Sequence[Obj] | None,
-) -> NetworkCheck:
-    """Check that a network attachment exists and that a node has enough RDMA devices.
-
-    `reference` is the namespace and name of the attachment, if one is required; `found` tells
-    whether it exists, or is None if it can't be read. `multus` tells whether the cluster has the
-    NetworkAttachmentDefinition API. `rdma` is the extended resource, and the number of it that one
-    worker requests. `nodes` is None if the nodes can't be listed.
-    """
-    if reference is None and rdma is None:
-        return NetworkCheck()
-    if reference is not None and not multus:
-        return NetworkCheck(False, "MultusAbsent", "the cluster has no NetworkAttachmentDefinition API: install Multus")
-    if reference is not None and found is None:
-        return NetworkCheck(
-            False, "AttachmentNotReadable", f"the operator may not read {'/'.join(reference)}", known=False
-        )
-    if reference is not None and not found:
-        where = "/".join(reference)
-        return NetworkCheck(False, "NetworkAttachmentMissing", f"NetworkAttachmentDefinition {where} does not exist")
-    if rdma is not None:
-        if nodes is None:
-            return NetworkCheck(False, "NodesNotReadable", "the operator may not list nodes", known=False)
-        resource, wanted = rdma
-        amounts = [_amount((n.get("status") or {}).get("allocatable") or {}, resource) for n in nodes]
-        if not any(amounts):
-            return NetworkCheck(False, "RdmaResourceMissing", f"no node has {resource} to allocate")
-        if max(amounts) < wanted:
-            return NetworkCheck(
-                False,
-                "RdmaResourceMissing",
-                f"a worker asks for {wanted} {resource}, and no node has more than {max(amounts)}",
-            )
-        return NetworkCheck(
-            True, "NetworkFound", f"{resource} is allocatable on {sum(n >= wanted for n in amounts)} node(s)"
-        )
-    return NetworkCheck(True, "NetworkFound", f"network attachment {'/'.join(reference or ())} exists")
-
-
-def _amount(allocatable: Mapping[str, Any], resource: str) -> int:
-    text = str(allocatable.get(resource, "0"))
-    return int(text) if text.isdigit() else 0

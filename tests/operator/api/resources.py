@@ -47,6 +47,7 @@ def _merged(base: Obj, patch: Obj) -> Obj:
 
 
 _MACVLAN = {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}
+_RAIL = {"name": "rail0", "resourceName": "nvidia.com/rail0"}
 _SCALE = {"minReplicas": 1, "maxReplicas": 2}
 
 # Error -> (the resource, words of the API server's refusal, words of Python's refusal).
@@ -75,28 +76,12 @@ BAD: dict[str, tuple[Obj, str, str]] = {
     ),
     "a surge that is no number of workers": (good(rollout={"maxSurge": "1.5"}), "maxSurge", "spec.rollout.maxSurge"),
     "only one pool at 0": (good(prefill={"replicas": 0}), "must both be 0", "must both be 0"),
-    "attachment and attachmentRef together": (
-        good(kvTransfer={"network": {"attachment": _MACVLAN, "attachmentRef": {"name": "n"}}}),
-        "spec.kvTransfer.network.attachment", "spec.kvTransfer.network.attachment",
-    ),
-    "a network without attachment": (
-        good(kvTransfer={"network": {"interface": "net1"}}),
-        "either attachmentRef or attachment", "either attachmentRef or attachment",
-    ),
     "transport rdma without a device": (
         good(kvTransfer={"transport": "rdma", "network": {"attachment": _MACVLAN}}), "rdmaResource", "rdmaResource",
     ),
-    "macvlan without a master": (
-        good(kvTransfer={"network": {"attachment": {"type": "macvlan", "subnet": "10.9.0.0/24"}}}),
-        "master is required", ".master",
-    ),
-    "sriov without a resource": (
-        good(kvTransfer={"network": {"attachment": {"type": "sriov", "subnet": "10.9.0.0/24"}}}),
-        "resourceName is required", ".resourceName",
-    ),
-    "an attachment without addresses": (
-        good(kvTransfer={"network": {"attachment": {"type": "macvlan", "master": "eth1"}}}),
-        "subnet or ipam", "subnet or ipam",
+    "a product label that is none": (
+        good(prefill={"accelerator": {"product": "X", "productLabel": "not a label"}}),
+        "productLabel", "spec.prefill.accelerator.productLabel",
     ),
     "a name that leaves no room for the children": (good("a" * 52), "at most 51 characters", "at most 51 characters"),
     "a name that starts with a digit": (good("1chat"), "DNS-1035", "DNS-1035"),
@@ -302,6 +287,30 @@ _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
     ),
     ("lmdeploy", "hands KV over by rdma", "engine.experimental", {"engine": {"experimental": True}}),
 )  # fmt: skip
+# Networks: what is wrong, and the words of the API server and of the parser.
+_NETWORKS: dict[str, tuple[Obj, str, str]] = {
+    "attachment and attachmentRef together": (
+        {"attachment": _MACVLAN, "attachmentRef": {"name": "n"}}, "spec.kvTransfer.network.attachment", ".attachment",
+    ),
+    "a network without attachment": ({"interface": "net1"}, "either attachmentRef", "or attachment"),
+    "rails beside an attachment": ({"attachmentRef": {"name": "n"}, "rails": [_RAIL]}, "or rails", "or rails"),
+    "rails with another device": ({"rails": [_RAIL], "rdmaResource": {"name": "a/b"}}, "rails name", "rails name"),
+    "a rail without devices": ({"rails": [{"name": "rail0"}]}, "resourceName", "resourceName"),
+    "root without RDMA": ({"attachmentRef": {"name": "n"}, "rdmaMode": "Root"}, "rdmaMode", "rdmaMode"),
+    "host-device without a device": (
+        {"attachment": {"type": "host-device", "subnet": "10.9.0.0/24"}}, "master or resourceName", ".master",
+    ),
+    "macvlan without a master": (
+        {"attachment": {"type": "macvlan", "subnet": "10.9.0.0/24"}}, "master is required", ".master",
+    ),
+    "sriov without a resource": (
+        {"attachment": {"type": "sriov", "subnet": "10.9.0.0/24"}}, "resourceName is required", ".resourceName",
+    ),
+    "an attachment without addresses": (
+        {"attachment": {"type": "macvlan", "master": "eth1"}}, "subnet or ipam", "subnet or ipam",
+    ),
+}  # fmt: skip
+BAD |= {name: (good(kvTransfer={"network": part}), said, told) for name, (part, said, told) in _NETWORKS.items()}
 BAD |= {
     f"{engine} {words}, {path}": (of(engine, **spec), f"engine.type {engine} {words}", f"spec.{path}: ")
     for engine, words, path, spec in _LIMITS

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from disagg_operator.engines import BY_NAME
-from disagg_operator.engines.contract import EngineMetrics
+from disagg_wire.engine_metrics.engine_series import EngineSeries
 
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -15,10 +15,10 @@ GAPS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 _BOUNDS = {"ttft": SECONDS, "gaps": GAPS, "tpot": GAPS}
 
 
-def metrics_of(engine: str) -> EngineMetrics:
-    found = BY_NAME[engine].metrics
+def metrics_of(engine: str) -> EngineSeries:
+    found = BY_NAME[engine].meter
     assert found is not None
-    return found
+    return found.series
 
 
 @dataclass

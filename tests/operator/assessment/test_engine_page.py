@@ -16,11 +16,11 @@ RECORDED = (Path(__file__).parents[2] / "adapter" / "engines" / "vllm-0.32.0-met
 
 
 def test_each_engine_is_known_by_its_series() -> None:
-    assert [e.name for e in engine_page.ASSESSED] == ["vllm", "sglang"]
+    assert list(engine_page.ASSESSED) == ["vllm", "sglang"]
     for engine in engine_page.ASSESSED:
-        page = Page(engine.name)
+        page = Page(engine)
         page.request(10, 2)
-        assert engine_of(page.text()) is engine
+        assert engine_of(page.text()) == engine
     assert engine_of("prometheus_http_requests_total 7\n") is None
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.operator.api.resources import good
@@ -14,7 +16,9 @@ from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.autoscaling.policy.decision import PoolRules
 from disagg_operator.controller import acceptance
 from disagg_operator.controller.replicas import Declared
+from disagg_operator.policy import NamespacePolicy
 
+REPO = Path(__file__).resolve().parents[3]
 _GPU = {"accelerator": {"count": 1}}
 
 
@@ -115,6 +119,7 @@ _ATTACHMENT = {"attachment": {"type": "macvlan", "master": "eth1", "subnet": "10
         (_ATTACHMENT, ("default", "chat-kv"), "net1"),
         ({"attachmentRef": {"name": "fast"}, "interface": "rdma0"}, ("default", "fast"), "rdma0"),
         ({"attachmentRef": {"name": "fast", "namespace": "nets"}}, ("nets", "fast"), "net1"),
+        ({"rails": [{"name": "rail0", "namespace": "nets", "resourceName": "a/rail0"}]}, ("nets", "rail0"), "net1"),
     ],
 )
 def test_the_attachment_is_the_one_that_is_referred_to_or_rendered(
@@ -124,30 +129,10 @@ def test_the_attachment_is_the_one_that_is_referred_to_or_rendered(
     assert (found.attachment, found.interface) == (attachment, interface)
 
 
-_DEVICE = {"rdmaResource": {"name": "rdma/hca", "quantity": 2}}
-
-
-@pytest.mark.parametrize(
-    ("kv_transfer", "rdma"),
-    [
-        ({}, None),
-        ({"transport": "tcp", "network": _ATTACHMENT | _DEVICE}, None),
-        ({"transport": "rdma", "fallback": "Warn", "network": _ATTACHMENT | _DEVICE}, ("rdma/hca", 2)),
-        (
-            {
-                "transport": "rdma",
-                "fallback": "Warn",
-                "network": _ATTACHMENT | {"rdmaResource": {"name": "rdma/hca", "per": "Accelerator"}},
-            },
-            ("rdma/hca", 4),
-        ),
-    ],
-)
-def test_the_devices_are_the_most_that_a_worker_of_either_pool_asks_for(
-    kv_transfer: dict[str, Any], rdma: tuple[str, int] | None
-) -> None:
-    found = acceptance.accept(good(kvTransfer=kv_transfer, prefill=_GPU, decode={"accelerator": {"count": 4}}))
-    assert found.rdma == rdma
+@pytest.mark.parametrize("path", sorted((REPO / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_carried_out_and_nothing_of_it_is_questionable(path: Path) -> None:
+    found = acceptance.assess(yaml.safe_load(path.read_text()), NamespacePolicy())
+    assert [*found.violations, *found.questions] == []
 
 
 def test_what_is_nested_too_deep_is_refused_before_it_is_read() -> None:

@@ -15,6 +15,9 @@ from disagg_operator.policy import NamespacePolicy
 _SRIOV = {"type": "sriov", "resourceName": "a/b"}
 
 
+_ROOT = {"attachmentRef": {"name": "n"}, "rdmaResource": {"name": "a/b"}, "rdmaMode": "Root"}
+
+
 def attached(**attachment: Any) -> dict[str, Any]:
     return good(kvTransfer={"network": {"attachment": attachment}})
 
@@ -38,6 +41,10 @@ OPEN = NamespacePolicy.model_validate({"allow": ["HostInterfaces"]})
         (watched("https://p.svc:1/x"), POLICY, []),
         (good(router={"upstream": {"url": "http://p.svc:1", "percent": 1}}), POLICY, ["spec.router.upstream.url"]),
         (good(router={"upstream": {"url": "http://VLLM.prod", "percent": 1}}), POLICY, []),
+        (good(router={"upstream": {"url": "http://[fe80::1]", "percent": 1}}), OPEN, ["spec.router.upstream.url"]),
+        (good(router={"upstream": {"url": "http://169.254.169.254/v1", "percent": 1}}), OPEN, [
+            "spec.router.upstream.url"
+        ]),
         (watched("http://[::1]:1"), POLICY, []),
         (watched("http://[::2]:1"), POLICY, ["spec.observability.prometheus.url"]),
         (good(kvTransfer={"network": {"attachmentRef": {"name": "fast"}}}), POLICY, []),
@@ -49,6 +56,15 @@ OPEN = NamespacePolicy.model_validate({"allow": ["HostInterfaces"]})
         ),
         (attached(type="host-device", master="eth1", ipam={}), POLICY, ["spec.kvTransfer.network.attachment.type"]),
         (attached(type="host-device", master="eth1", ipam={}), OPEN, []),
+        # A device plugin hands it out, so it is none of the node's own.
+        (attached(type="host-device", resourceName="a/b", ipam={}), POLICY, []),
+        (
+            good(kvTransfer={"network": {"rails": [{"name": "fast", "namespace": "nets", "resourceName": "a/b"},
+             {"name": "slow", "namespace": "nets", "resourceName": "a/b"}]}}), POLICY,
+            ["spec.kvTransfer.network.rails[1].namespace"],
+        ),
+        (good(kvTransfer={"network": _ROOT}), POLICY, ["spec.kvTransfer.network.rdmaMode"]),
+        (good(kvTransfer={"network": _ROOT}), NamespacePolicy.model_validate({"allow": ["Privileged"]}), []),
         (
             attached(**_SRIOV, ipam={"type": "host-local", "dataDir": "/etc", "ranges": []}), POLICY,
             ["spec.kvTransfer.network.attachment.ipam.dataDir"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.operator.controller.world import KEY, World
 from disagg_operator.controller.status_inputs import NETWORK_RETRY_S
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.status.kv_links import RouterView, WorkerLink
+from disagg_wire.problems import WorkerProblem
 
 
 async def test_a_resource_becomes_its_children_under_the_right_owners() -> None:
@@ -306,6 +308,34 @@ async def test_without_multus_nothing_that_needs_it_is_made_and_status_says_so()
     await world.settle()
     assert world.condition("NetworkReady")["status"] == "True"
     assert world.kube.names("NetworkAttachmentDefinition") == ["chat-kv"]
+
+
+async def test_a_network_is_checked_down_to_its_chain_and_to_what_workers_find() -> None:
+    device = {"rdmaResource": {"name": "nvidia.com/vf"}}
+    world = World(kvTransfer={"network": {"attachmentRef": {"name": "fabric"}, **device}})
+    node = {"metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/vf": "1"}}}
+    world.kube.objects["Node", "", "n"] = {"apiVersion": "v1", "kind": "Node", **node}
+
+    async def attach(*types: str) -> tuple[str, str, str]:
+        world.kube.objects["NetworkAttachmentDefinition", "default", "fabric"] = {
+            "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+            "metadata": {
+                "name": "fabric", "namespace": "default",
+                "annotations": {"k8s.v1.cni.cncf.io/resourceName": "nvidia.com/vf"},
+            },
+            "spec": {"config": json.dumps({"plugins": [{"type": t} for t in types]})},
+        }  # fmt: skip
+        await world.settle()
+        found = world.condition("NetworkReady")
+        return found["status"], found["reason"], found["message"]
+
+    assert (await attach("sriov"))[:2] == ("False", "RdmaChainMissing")
+    words = "1 node for prefill, 1 node for decode (1 nvidia.com/vf)"
+    assert await attach("sriov", "rdma") == ("True", "NetworkFound", words)
+    uid = world.kube.find("DisaggDeployment", "chat")["metadata"]["uid"]
+    world.live.of(KEY, uid).told = {"chat-decode-0": WorkerProblem("MemlockTooLow", "8 MiB")}
+    await world.settle()
+    assert world.condition("NetworkReady")["reason"] == "MemlockTooLow"
 
 
 async def test_a_node_with_the_device_that_comes_late_is_seen_soon() -> None:

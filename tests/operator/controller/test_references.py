@@ -36,6 +36,22 @@ def test_the_fields_of_the_spec_name_secrets_claims_and_networks() -> None:
     assert found(hub) == {"spec.model.authSecretRef": ("Secret", "default", "hf", "token")}
     inline = {"attachment": {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}}
     assert found(good(kvTransfer={"network": inline})) == {}
+    rails = [{"name": "a", "namespace": "nets", "resourceName": "v/a"}, {"name": "b", "resourceName": "v/b"}]
+    assert found(good(kvTransfer={"network": {"rails": rails}})) == {
+        "spec.kvTransfer.network.rails[0]": ("NetworkAttachmentDefinition", "nets", "a", None),
+        "spec.kvTransfer.network.rails[1]": ("NetworkAttachmentDefinition", "default", "b", None),
+    }
+
+
+def test_an_edit_of_an_attachment_is_another_sight() -> None:
+    def seen(config: str, resource: str) -> Sight:
+        annotations = {"k8s.v1.cni.cncf.io/resourceName": resource}
+        meta, spec = {"name": "fast", "annotations": annotations}, {"config": config}
+        return sight_of({"kind": "NetworkAttachmentDefinition", "metadata": meta, "spec": spec})
+
+    assert seen("{}", "a/b") == seen("{}", "a/b")
+    assert len({seen("{}", "a/b"), seen("[]", "a/b"), seen("{}", "a/c")}) == 3
+    assert sight_of({"kind": "NetworkAttachmentDefinition", "metadata": {}}) == Sight(exists=True)
 
 
 def test_so_do_pod_templates_unless_a_source_is_optional() -> None:

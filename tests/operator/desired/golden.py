@@ -18,6 +18,7 @@ from disagg_operator.desired import render
 REPO = Path(__file__).resolve().parents[3]
 EXAMPLES = ("quickstart", "llama-70b", "llama-8b", "pvc", "vllm-8b", "vllm-70b", "sglang-8b", "lora")
 _GPU = {"accelerator": {"count": 1}}
+_MI300X = {"count": 2, "product": "AMD_Instinct_MI300X_OAM", "resourceName": "amd.com/gpu"}
 _NETWORK = {"attachmentRef": {"name": "fabric"}, "rdmaResource": {"name": "rdma/hca"}}
 # What no example shows.
 SPECS: dict[str, dict[str, Any]] = {
@@ -35,6 +36,47 @@ SPECS: dict[str, dict[str, Any]] = {
         "model": {"uri": "pvc://models/llama", "adapters": [{"name": "law", "uri": "pvc://models/law"}]},
         "prefill": _GPU, "decode": _GPU,
         "kvTransfer": {"transport": "rdma", "network": _NETWORK},
+    },
+    "vllm-virtual-functions": {
+        "engine": {"type": "vllm"},
+        "prefill": {"accelerator": {"count": 2}, "parallelism": {"tensor": 2}, "kvCacheSize": "16Gi"},
+        "decode": {"accelerator": {"count": 2}, "parallelism": {"tensor": 2}, "kvCacheSize": "16Gi"},
+        "kvTransfer": {
+            "transport": "rdma",
+            "network": {
+                "attachment": {
+                    "type": "sriov", "resourceName": "nvidia.com/vf", "mtu": 9000,
+                    "ipam": {"type": "nv-ipam", "poolName": "kv"},
+                },
+                "rdmaResource": {"name": "nvidia.com/vf", "per": "Accelerator"},
+            },
+        },
+    },
+    "vllm-rails-as-root": {
+        "engine": {"type": "vllm"},
+        "prefill": {"accelerator": _MI300X, "parallelism": {"tensor": 2}},
+        "decode": {"accelerator": _MI300X, "parallelism": {"tensor": 2}},
+        "kvTransfer": {
+            "transport": "rdma",
+            "coLocation": {"topologyKey": "fabric.topograph.run/tier-1"},
+            "network": {
+                "rails": [{"name": f"rail{n}", "resourceName": f"nvidia.com/rail{n}"} for n in range(2)],
+                "rdmaMode": "Root",
+            },
+        },
+    },
+    "sglang-host-devices": {
+        "engine": {"type": "sglang"},
+        "prefill": {"accelerator": {"product": "Max_1550", "resourceName": "gpu.intel.com/xe"}},
+        "decode": {"accelerator": {"product": "Max_1550", "resourceName": "gpu.intel.com/xe"}},
+        "kvTransfer": {
+            "network": {
+                "attachment": {
+                    "type": "host-device", "resourceName": "nvidia.com/hostdev", "subnet": "10.9.0.0/24",
+                },
+                "rdmaResource": {"name": "nvidia.com/hostdev"},
+            },
+        },
     },
     "lmdeploy": {"engine": {"type": "lmdeploy", "maxModelLen": 8192}, "prefill": _GPU, "decode": _GPU},
     "lmdeploy-experimental": {

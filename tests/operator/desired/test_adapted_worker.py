@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -145,18 +146,40 @@ def test_only_an_engine_on_the_pods_address_shares_a_key_with_its_adapter() -> N
 def test_the_engine_learns_the_pods_address_or_that_of_its_network() -> None:
     plain = _all(_pod("vllm"))["main"]
     assert plain["command"][:2] == ["python3", "-c"]
-    assert plain["command"][3:12] == [
-        *("/dev/termination-log", "", "auto", "VLLM_NIXL_SIDE_CHANNEL_HOST", "1", ""),
+    assert plain["command"][3:13] == [
+        *("/dev/termination-log", "", "auto", "VLLM_NIXL_SIDE_CHANNEL_HOST", "1", "", ""),
         *("python3", "-m", "vllm.entrypoints.cli.main"),
     ]
     assert {"fieldPath": "status.podIP", "apiVersion": "v1"} in [
         e["valueFrom"]["fieldRef"] for e in plain["env"] if e["name"] == "VLLM_NIXL_SIDE_CHANNEL_HOST"
     ]
     attached = _all(_pod("vllm", kvTransfer={"network": NETWORK}))["main"]
-    assert attached["command"][4:9] == ["rdma0", "auto", "VLLM_NIXL_SIDE_CHANNEL_HOST", "1", ""]
+    assert attached["command"][4:10] == ["rdma0", "auto", "VLLM_NIXL_SIDE_CHANNEL_HOST", "1", "", ""]
     assert "VLLM_NIXL_SIDE_CHANNEL_HOST" not in _env(attached)
     alone = _all(_pod("lmdeploy", kvTransfer={"network": NETWORK}))["main"]
-    assert alone["command"][4:9] == ["", "auto", "", "0", ""]
+    assert alone["command"][4:10] == ["", "auto", "", "0", "", ""]
+
+
+def test_the_engine_looks_for_the_devices_that_it_has_alone_and_the_adapter_reads_what_it_found() -> None:
+    network = {**NETWORK, "rdmaResource": {"name": "rdma/hca", "per": "Accelerator"}}
+    eight: Obj = {"accelerator": {"count": 8}, "parallelism": {"tensor": 8}, "kvCacheSize": "64Gi"}
+    pod = _pod("vllm", kvTransfer={"transport": "rdma", "network": network}, prefill=eight, decode=eight)
+    containers = _all(pod)
+    interfaces, transport, *_, asked = containers["main"]["command"][4:10]
+    assert interfaces == ",".join(f"rdma{n}" for n in range(8))
+    assert transport == "rdma"
+    file = "/var/run/disagg/fabric/report.json"
+    assert json.loads(asked) == {"asked": 8, "bytes": 64 << 30, "file": file}
+    assert _env(containers["adapter"])["DISAGG_FABRIC_REPORT"] == file
+    assert {"name": "fabric", "mountPath": "/var/run/disagg/fabric"} in containers["main"]["volumeMounts"]
+    mount = {"name": "fabric", "mountPath": "/var/run/disagg/fabric", "readOnly": True}
+    assert mount in containers["adapter"]["volumeMounts"]
+    assert {"name": "fabric", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}} in pod["volumes"]
+    assert containers["main"]["resources"]["limits"] == {"nvidia.com/gpu": "8", "rdma/hca": "8"}
+    tcp = _pod("vllm", kvTransfer={"transport": "tcp", "network": network})
+    assert "fabric" not in {volume["name"] for volume in tcp["volumes"]}
+    tolerant: Obj = {"transport": "rdma", "fallback": "Warn", "network": network}
+    assert _all(_pod("vllm", kvTransfer=tolerant))["main"]["command"][5] == "auto"
 
 
 def test_image_environment_and_devices_are_the_engines() -> None:
@@ -178,13 +201,19 @@ def test_image_environment_and_devices_are_the_engines() -> None:
         assert len(names) == len(set(names))
 
 
-def test_rdma_locks_memory_in_the_engine_alone() -> None:
+@pytest.mark.parametrize("level", ["Restricted", "Baseline"])
+def test_only_the_engine_as_root_gets_the_capability_to_lock_memory(level: str) -> None:
+    """Without root it has no effect: the kernel looks at the effective capabilities."""
     network = {**NETWORK, "rdmaResource": {"name": "rdma/hca"}}
-    for level in ("Restricted", "Baseline"):
-        spec: Obj = {"engine": {"podSecurityLevel": level}, "kvTransfer": {"transport": "rdma", "network": network}}
-        containers = _all(_pod("vllm", **spec))
-        assert containers["main"]["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
-        assert "add" not in containers["adapter"]["securityContext"]["capabilities"]
+    for mode in ("Unprivileged", "Root"):
+        transfer = {"transport": "rdma", "network": network | {"rdmaMode": mode}}
+        containers = _all(_pod("vllm", engine={"podSecurityLevel": level}, kvTransfer=transfer))
+        main = containers["main"]["securityContext"]
+        assert main.get("capabilities", {}).get("add") == (["IPC_LOCK"] if mode == "Root" else None)
+        assert (main.get("runAsUser") == 0) == (mode == "Root")
+        adapter = containers["adapter"]["securityContext"]
+        assert "add" not in adapter["capabilities"]
+        assert adapter.get("runAsUser") != 0
 
 
 @pytest.mark.parametrize("engine", ADAPTED)

@@ -31,6 +31,18 @@ def test_the_key_is_that_of_the_deployment() -> None:
     assert parts.key_volume(parse(good()))["secret"]["secretName"] == "chat-cluster-key"
 
 
+def test_who_may_lock_memory() -> None:
+    network = {"attachmentRef": {"name": "n"}, "rdmaResource": {"name": "a/b"}}
+    plain = parse(good(kvTransfer={"transport": "rdma", "fallback": "Warn", "network": network}))
+    assert (parts.lock_capabilities(plain, renderer.CURRENT), parts.lock_user(plain)) == (None, {})
+    assert parts.lock_capabilities(plain, renderer.FIRST) == ["IPC_LOCK"]  # as it was, without any effect
+    root = parse(good(kvTransfer={"network": network | {"rdmaMode": "Root"}}))
+    assert parts.lock_capabilities(root, renderer.CURRENT) == ["IPC_LOCK"]
+    # Root without further capabilities reads the files of the pod as their group.
+    group = parts.pod_security()["fsGroup"]
+    assert parts.lock_user(root) == {"runAsNonRoot": False, "runAsUser": 0, "runAsGroup": group}
+
+
 def test_all_devices_are_asked_for() -> None:
     network = {"attachment": {"type": "sriov", "resourceName": "a/vf", "subnet": "10.0.0.0/24"}}
     resource = good(

@@ -54,10 +54,17 @@ def test_pods_satisfy_the_restricted_pod_security_standard(component: str) -> No
     assert all(set(volume) - {"name"} <= allowed for volume in pod["volumes"])
 
 
-def test_only_transport_rdma_locks_memory_and_asks_for_the_device() -> None:
+def test_a_worker_that_is_not_root_gets_the_device_and_no_capability() -> None:
+    """IPC_LOCK in the bounding set is not effective without root, and no restricted pod has it."""
     network = {**NETWORK, "rdmaResource": {"name": "rdma/hca", "quantity": 2}}
     main = _main("decode", kvTransfer={"transport": "rdma", "network": network})
-    assert main["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    assert main["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    root = _main("decode", kvTransfer={"transport": "rdma", "network": network | {"rdmaMode": "Root"}})
+    assert root["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    assert (root["securityContext"]["runAsUser"], root["securityContext"]["runAsNonRoot"]) == (0, False)
+    assert _env("decode", kvTransfer={"network": network})["DISAGG_RDMA_DEVICES"] == "2"
+    for transfer in ({"network": NETWORK}, {"transport": "tcp", "network": network}):
+        assert "DISAGG_RDMA_DEVICES" not in _env("decode", kvTransfer=transfer)
     assert main["resources"]["limits"] == {"rdma/hca": "2"}
     assert main["resources"]["requests"]["rdma/hca"] == "2"
     tcp = _main("decode", kvTransfer={"transport": "tcp", "network": NETWORK})
@@ -89,6 +96,49 @@ def test_a_virtual_function_that_is_the_rdma_device_too_is_asked_for_as_often_as
     assert _main("decode", kvTransfer={"transport": "rdma", "network": network})["resources"]["limits"] == {
         "vendor/vf": "2"
     }
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "selector", "taints"),
+    [
+        ({"product": "H100"}, {"nvidia.com/gpu.product": "H100"}, ["nvidia.com/gpu"]),
+        (
+            {"product": "MI300X", "resourceName": "amd.com/gpu"},
+            {"amd.com/gpu.product-name": "MI300X"}, ["amd.com/gpu"],
+        ),
+        (
+            {"product": "Max_1550", "resourceName": "gpu.intel.com/i915"},
+            {"gpu.intel.com/product": "Max_1550"}, ["gpu.intel.com/i915"],
+        ),
+        (
+            {"product": "HL-325", "productLabel": "habana.ai/product", "resourceName": "habana.ai/gaudi"},
+            {"habana.ai/product": "HL-325"}, ["habana.ai/gaudi"],
+        ),
+        ({"resourceName": "nvidia.com/mig-1g.10gb"}, None, ["nvidia.com/mig-1g.10gb", "nvidia.com/gpu"]),
+    ],
+)  # fmt: skip
+def test_nodes_are_chosen_by_the_words_of_the_accelerators_maker(
+    accelerator: dict[str, str], selector: dict[str, str] | None, taints: list[str]
+) -> None:
+    pod = _template("decode", decode={"accelerator": {"count": 1, **accelerator}})["spec"]
+    assert pod.get("nodeSelector") == selector
+    assert [t["key"] for t in pod["tolerations"]] == taints
+
+
+def test_decode_is_placed_near_prefill_of_any_revision_where_that_is_asked_for() -> None:
+    term = {
+        "topologyKey": "fabric.topograph.run/tier-1",
+        "labelSelector": {"matchLabels": {"app.kubernetes.io/component": "prefill", "disagg.dev/deployment": "chat"}},
+    }
+    near = {"topologyKey": "fabric.topograph.run/tier-1"}
+    pod = _template("decode", kvTransfer={"coLocation": near})["spec"]
+    assert pod["affinity"]["podAffinity"] == {
+        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]
+    }
+    required = _template("decode", kvTransfer={"coLocation": near | {"mode": "Required"}})["spec"]
+    assert required["affinity"]["podAffinity"] == {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    assert "affinity" not in _template("prefill", kvTransfer={"coLocation": near})["spec"]
+    assert "affinity" not in _template("decode")["spec"]
 
 
 def test_ranks_get_a_gpu_each_and_shared_memory() -> None:

@@ -30,6 +30,7 @@ POOL = EnginePool(
     transport="auto",
     forbids_fallback=False,
     interface=None,
+    copies=("cuda_ipc", "cuda_copy"),
     experimental=False,
     args=(),
 )

@@ -12,18 +12,23 @@ from pathlib import Path
 import pytest
 
 from disagg_operator.engines.launch import KEY_PLACE, LAUNCH, PREPARE
+from disagg_protocol import fabric_probe
+from disagg_wire.fabric import parse_report, told
 
 SHOW = "import json, os, sys; print(json.dumps([dict(os.environ), sys.argv[1:]]))"
 
 
-def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, check=False)
+    environment = {"PATH": "/usr/bin:/bin", **environment}
+    return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
 
 
-def launched(*facts: str, words: tuple[str, ...] = ()) -> tuple[dict[str, str], list[str]]:
+def launched(
+    *facts: str, asked: str = "", words: tuple[str, ...] = (), **environment: str
+) -> tuple[dict[str, str], list[str]]:
     """Return the environment and the arguments of the engine that LAUNCH runs."""
-    ended = run(LAUNCH, os.devnull, *facts, sys.executable, "-c", SHOW, *words)
+    ended = run(LAUNCH, os.devnull, *facts, asked, sys.executable, "-c", SHOW, *words, **environment)
     assert ended.returncode == 0, ended.stderr
     environment, arguments = json.loads(ended.stdout)
     return environment, arguments
@@ -43,8 +48,35 @@ def test_without_a_network_nothing_is_set() -> None:
     assert "UCX_NET_DEVICES" not in launched("lo", "tcp", "", "0", "")[0]
 
 
+def test_what_the_user_has_set_stays() -> None:
+    environment, _ = launched("lo", "tcp", "", "1", "", UCX_NET_DEVICES="mine:1")
+    assert environment["UCX_NET_DEVICES"] == "mine:1"
+
+
+def test_the_container_with_the_devices_says_what_it_finds(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    asked = {"asked": 2, "bytes": 1 << 30, "file": str(file)}
+    launched("lo,lo", "rdma", "", "1", "", asked=json.dumps(asked))
+    report = parse_report(file.read_text())
+    assert report is not None
+    assert (report["asked"], report["bytes"], report["usable"]) == (2, 1 << 30, [])
+    assert report["interfaces"]["lo"]["mtu"] > 0
+    assert told(report)["problem"]["reason"] == "NoUverbsDevice"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_report_that_can_not_be_written_keeps_no_engine_from_running() -> None:
+    asked = {"asked": 1, "bytes": 0, "file": "/no/such/folder/report.json"}
+    assert launched("lo", "auto", "", "0", "", asked=json.dumps(asked), words=("--x",))[1] == ["--x"]
+
+
+def test_the_probe_in_the_program_is_that_of_the_worker() -> None:
+    _, first, rest = Path(fabric_probe.__file__).read_text().partition("import ctypes\n")
+    assert first + rest in LAUNCH
+
+
 def test_an_interface_without_address_ends_the_container_with_its_name() -> None:
-    ended = run(LAUNCH, os.devnull, "net9", "auto", "A", "1", "", "true")
+    ended = run(LAUNCH, os.devnull, "net9", "auto", "A", "1", "", "", "true")
     assert ended.returncode == 1
     assert "interface net9: has no address" in ended.stderr
 
@@ -65,7 +97,7 @@ def test_a_signal_that_comes_before_the_engine_reaches_it(tmp_path: Path) -> Non
     key = tmp_path / "key"
     os.mkfifo(key)
     engine = [sys.executable, "-c", "import time; time.sleep(60)"]
-    process = subprocess.Popen([sys.executable, "-c", LAUNCH, os.devnull, "", "auto", "", "0", str(key), *engine])
+    process = subprocess.Popen([sys.executable, "-c", LAUNCH, os.devnull, "", "auto", "", "0", str(key), "", *engine])
     try:
         with key.open("w") as writer:  # it is being read
             process.send_signal(signal.SIGTERM)

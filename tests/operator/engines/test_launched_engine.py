@@ -15,7 +15,7 @@ from disagg_operator.engines.launch import LAUNCH
 from disagg_operator.status.last_words import MAX_TAIL_CHARS, cause_of, cleaned
 from disagg_wire.problems import ENGINE_OUT_OF_MEMORY
 
-_NO_NETWORK = ("", "auto", "", "0", "")
+_NO_NETWORK = ("", "auto", "", "0", "", "")
 _PR_SET_CHILD_SUBREAPER = 36
 # As vLLM 0.32 ends when its KV cache is too small.
 _CORE, _API = "(EngineCore pid=52) ERROR 10-04 09:12:31 [core.py:1104]", "(APIServer pid=7)"

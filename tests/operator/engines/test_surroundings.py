@@ -26,6 +26,15 @@ def test_all_that_is_written_goes_to_the_empty_volumes() -> None:
         ({"transport": "tcp"}, "tcp,cuda_copy"),
         ({"transport": "rdma", "forbids_fallback": True}, "rc,cuda_ipc,cuda_copy"),
         ({"transport": "rdma"}, None),
+        # On CPUs, too, KV may go by RDMA.
+        ({"accelerators": 0, "transport": "rdma", "forbids_fallback": True}, "^tcp"),
+        ({"accelerators": 0, "transport": "rdma"}, None),
+        # Other makers' memory is reached by other transports.
+        ({"transport": "tcp", "copies": ("rocm_ipc", "rocm_copy")}, "tcp,rocm_copy"),
+        (
+            {"transport": "rdma", "forbids_fallback": True, "copies": ("rocm_ipc", "rocm_copy")},
+            "rc,rocm_ipc,rocm_copy",
+        ),
     ],
 )
 def test_ucx_gets_the_declared_transport(facts: dict[str, object], transports: str | None) -> None:

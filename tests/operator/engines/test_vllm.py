@@ -82,9 +82,9 @@ def test_peers_reach_the_side_channel_and_the_ports_that_ucx_is_pinned_to() -> N
 
 
 def test_users_can_not_set_what_the_operator_sets() -> None:
-    """The transports of UCX and the binding of threads may be tuned."""
+    """The devices and transports of UCX and the binding of threads may be tuned."""
     facts: EnginePool = pool(accelerators=0)
     assert ENGINE.process is not None
     rendered = {*ENGINE.process(facts).environment, *process().environment, *process().address_variables}
-    free = {"UCX_TLS", "VLLM_NO_USAGE_STATS", "VLLM_TARGET_DEVICE", "VLLM_CPU_OMP_THREADS_BIND"}
+    free = {"UCX_NET_DEVICES", "UCX_TLS", "VLLM_NO_USAGE_STATS", "VLLM_TARGET_DEVICE", "VLLM_CPU_OMP_THREADS_BIND"}
     assert rendered - set(ENGINE.reserved) == free

@@ -212,33 +212,14 @@ def _apply(client: httpx.Client, obj: Obj, user: str | None, path: str) -> httpx
 
 
 @pytest.fixture(scope="module")
-def operator_user(crd_client: httpx.Client) -> str:
+def operator_user(multus_client: httpx.Client) -> str:
     """Return the user name of the operator's service account.
 
     The rights that the chart grants are in force in namespace `serving` only.
     """
     for name in ("sys", "serving"):
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-        assert crd_client.post("/api/v1/namespaces", json=namespace).status_code in (201, 409)
-    nad = {
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": "network-attachment-definitions.k8s.cni.cncf.io"},
-        "spec": {
-            "group": "k8s.cni.cncf.io", "scope": "Namespaced",
-            "names": {
-                "plural": "network-attachment-definitions", "singular": "network-attachment-definition",
-                "kind": "NetworkAttachmentDefinition",
-            },
-            "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {
-                "type": "object",
-                "properties": {"spec": {"type": "object", "properties": {"config": {"type": "string"}}}},
-            }}}],
-        },
-    }  # fmt: skip
-    assert crd_client.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", json=nad).status_code in (
-        201,
-        409,
-    )
+        assert multus_client.post("/api/v1/namespaces", json=namespace).status_code in (201, 409)
     objects = _objects("--set", "watchNamespace=serving")
     for obj in objects:
         if "helm.sh/hook" in obj["metadata"].get("annotations", {}):
@@ -247,7 +228,7 @@ def operator_user(crd_client: httpx.Client) -> str:
             path = f"/apis/rbac.authorization.k8s.io/v1/{obj['kind'].lower()}s/{obj['metadata']['name']}"
         else:
             path = resource_of(obj).path(obj["metadata"]["namespace"], obj["metadata"]["name"])
-        answer = _apply(crd_client, obj, None, path)
+        answer = _apply(multus_client, obj, None, path)
         assert answer.status_code in (200, 201), answer.text
     account = _only(objects, "ServiceAccount")["metadata"]
     return f"system:serviceaccount:{account['namespace']}:{account['name']}"

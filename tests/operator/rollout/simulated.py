@@ -73,6 +73,8 @@ class Simulated:
     last: RolloutPlan | None = None
     scaled: bool = False
     alive: set[str] = field(default_factory=set)
+    began: tuple[Fraction, dict[str, int]] = (Fraction(0), {})
+    """What served before the writes of this tick."""
     problems: list[str] = field(default_factory=list)
 
     # -- what tests do --
@@ -117,6 +119,7 @@ class Simulated:
         self.alive = {key[1] for key, count in found.replicas.items() if count or self.desired.get(key)}
         self.check_plan(found)
         writes = [(key, count) for key, count in found.replicas.items() if self.desired.get(key, 0) != count]
+        self.began = self.share()
         self.rng.shuffle(writes)
         for key, count in writes[: self.rng.randrange(len(writes) + 1) if kill else None]:
             self.write(key, count)
@@ -251,8 +254,8 @@ class Simulated:
         if self.roomy() and self.rules.surge_gpus is None and len(self.alive) <= 2:
             floors = {r: max(1, self.wanted[r] - self.rules.unavailable[r]) for r in ROLES}
             least = min(Fraction(floors[r], self.wanted[r]) for r in ROLES)
-            if (share < min(least, before[0]) and not self.scaled) or any(
-                paired[r] < min(floors[r], before[1][r]) for r in ROLES
+            if (share < min(least, before[0], self.began[0]) and not self.scaled) or any(
+                paired[r] < min(floors[r], before[1][r], self.began[1][r]) for r in ROLES
             ):
                 self.problems.append(f"{of}: {before} became {share}, {paired}, with {floors}")
         elif self.two_pairs_fit() and share == 0 < before[0]:

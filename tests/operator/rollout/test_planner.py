@@ -142,10 +142,19 @@ def test_a_full_cluster_is_noticed_and_said_before_anything_goes() -> None:
     assert found.reason == "WaitingForCapacity"
     assert "both pools are exchanged" in found.message
     assert found.wake_s == 30.0
-    found = plan(state(*OLD, *pending, now_s=160.0), ONE)
+    found = plan(state(*OLD, *pending, now_s=160.0, progress=found.progress), ONE)
     assert (numbers(found)["old"], found.reason) == ((3, 3), "MakingRoom")
     assert found.progress is not None
     assert (found.progress.held, found.progress.full) == ({"gpu": 8}, frozenset({"gpu"}))
+
+
+def test_without_a_memory_one_more_look_tells_whether_a_cluster_is_full() -> None:
+    pending = [starting(role, "new", 1, unscheduled=1, unschedulable_since_s=100.0) for role in ("prefill", "decode")]
+    found = plan(state(*OLD, *pending, now_s=200.0), ONE)
+    assert (numbers(found)["old"], found.reason) == ((4, 4), "WaitingForCapacity")
+    assert found.wake_s is not None
+    found = plan(state(*OLD, *pending, now_s=200.0 + found.wake_s, progress=found.progress), ONE)
+    assert (numbers(found)["old"], found.reason) == ((3, 3), "MakingRoom")
 
 
 def test_the_only_pair_of_a_full_cluster_is_not_given_up_for_workers_that_would_not_fit() -> None:

@@ -82,6 +82,9 @@ class Story:
 
 @given(st.integers(0, 1 << 30))
 @example(seed=1099870)  # a pod is lost in a full cluster, and is not made again yet
+@example(seed=6406)  # workers of unequal devices have waited together
+@example(seed=26678)  # the status is lost while a pod is going for whose place another one waits
+@example(seed=15945)  # the status is lost while a pod of the target is gone
 @example(seed=2097151)  # one pool takes the GPUs of the surge that the other one waits for
 @settings(max_examples=examples(150))
 def test_a_rollout_ends_and_keeps_its_floors_its_budget_and_its_pairs(seed: int) -> None:

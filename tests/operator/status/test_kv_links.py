@@ -20,6 +20,7 @@ from disagg_operator.status.kv_links import (
     words_of,
     workers_by_transport,
 )
+from disagg_wire.problems import WorkerProblem
 
 WORKER = {"pod": "p", "role": "prefill", "state": "ready", "transport": "tcp", "interface": "net1"}
 PREFILL = WorkerLink("p", "prefill", "tcp", "net1", compat="a", engine="vllm 0.33.0")
@@ -49,6 +50,13 @@ def test_the_worst_router_is_believed_and_only_ready_workers_count() -> None:
             {"engine": "vllm 0.33.0"},
             WorkerLink("p", "prefill", "tcp", "net1", engine="vllm 0.33.0"),
         ),
+        ({"fabric": {"usable": ["mlx5_0:1"]}}, WorkerLink("p", "prefill", "tcp", "net1", devices=1)),
+        (
+            {"fabric": {"usable": [], "problem": {"reason": "MemlockTooLow", "message": "8 MiB"}}},
+            WorkerLink("p", "prefill", "tcp", "net1", problem=WorkerProblem("MemlockTooLow", "8 MiB")),
+        ),
+        ({"fabric": {"usable": [], "problem": {"reason": "Evil"}}}, WorkerLink("p", "prefill", "tcp", "net1")),
+        ({"fabric": 7}, WorkerLink("p", "prefill", "tcp", "net1")),
     ],
 )
 def test_a_worker_is_read_from_what_the_router_says(changes: dict[str, Any], link: WorkerLink) -> None:
@@ -153,3 +161,10 @@ def test_what_a_pair_uses_counts_more_than_what_its_workers_say() -> None:
     assert view.pairs == (PairLink("p to d", "tcp", "Proved"),)
     assert words_of(view) == "over tcp (Proved) on net1"
     assert fallback_of(view, "rdma", None) == "transport rdma is asked for, but p to d uses tcp"
+
+
+def test_a_worker_that_names_an_rdma_device_uses_no_other_interface() -> None:
+    worker = WorkerLink("p", "prefill", "rdma", "mlx5_0:1,mlx5_1:1", "Proved")
+    assert fallback_of(RouterView(1, 1, (worker,)), "rdma", "net1") is None
+    tcp = replace(worker, transport="tcp", interface="eth0")
+    assert fallback_of(RouterView(1, 1, (worker, tcp)), "auto", "net1") == "KV should use net1, but p uses eth0"

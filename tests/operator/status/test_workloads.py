@@ -9,9 +9,8 @@ import pytest
 from disagg_operator.kube.pods import http_port, is_ready
 from disagg_operator.status.pod_problems import Problem
 from disagg_operator.status.workloads import (
-    NetworkCheck,
     Workload,
-    network,
+    pool,
     workload,
 )
 
@@ -71,53 +70,6 @@ def test_pods_that_the_api_server_refuses_are_named() -> None:
     )
 
 
-NODE = {"metadata": {"name": "n"}, "status": {"allocatable": {"rdma/hca": "4"}}}
-REF = ("ns", "fast")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason", "ok"),
-    [
-        ({"reference": None, "found": False, "multus": False, "rdma": None, "nodes": None}, "NotRequired", True),
-        ({"reference": REF, "found": False, "multus": False, "rdma": None, "nodes": None}, "MultusAbsent", False),
-        (
-            {"reference": REF, "found": False, "multus": True, "rdma": None, "nodes": None},
-            "NetworkAttachmentMissing",
-            False,
-        ),
-        ({"reference": REF, "found": True, "multus": True, "rdma": None, "nodes": None}, "NetworkFound", True),
-        (
-            {"reference": REF, "found": None, "multus": True, "rdma": None, "nodes": None},
-            "AttachmentNotReadable",
-            False,
-        ),
-        (
-            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/x", 1), "nodes": [NODE]},
-            "RdmaResourceMissing",
-            False,
-        ),
-        (
-            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 4), "nodes": [NODE]},
-            "NetworkFound",
-            True,
-        ),
-        (
-            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 5), "nodes": [NODE]},
-            "RdmaResourceMissing",
-            False,
-        ),
-        (
-            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 1), "nodes": None},
-            "NodesNotReadable",
-            False,
-        ),
-    ],
-)
-def test_network(arguments: dict[str, Any], reason: str, ok: bool) -> None:
-    seen: NetworkCheck = network(**arguments)
-    assert (seen.reason, seen.ok) == (reason, ok)
-
-
 def test_readiness_and_ports() -> None:
     ready = {"metadata": {"name": "p"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
     assert is_ready(ready)
@@ -135,3 +87,13 @@ def test_a_refusal_that_is_over_or_another_condition_is_no_problem() -> None:
     over = {"type": "ReplicaFailure", "status": "False", "message": "exceeded quota"}
     other = {"type": "Available", "status": "True"}
     assert workload("decode", 1, deployment(conditions=[over, other]), []).problem is None
+
+
+def test_a_pool_is_all_of_its_revisions() -> None:
+    status = {"observedGeneration": 2, "replicas": 2, "readyReplicas": 2, "updatedReplicas": 2}
+    labels = {"labels": {"disagg.dev/revision": "new"}}
+    new = {**deployment(**status), "metadata": {"name": "n", "generation": 2, **labels}}
+    alone = pool("decode", 2, [new], "new", [])
+    assert (alone.current, alone.ready, alone.complete) == (2, 2, True)
+    both = pool("decode", 2, [new, deployment(**status)], "new", [])
+    assert (both.current, both.ready, both.updated, both.complete) == (4, 4, 2, False)

@@ -37,6 +37,19 @@ def test_everything_that_a_worker_says_is_kept() -> None:
     assert (said.pools, said.room) == (frozenset({"decode"}), Room(5, 9, 1, 2, 0.5))
 
 
+def test_what_is_wrong_with_a_workers_devices_is_passed_on() -> None:
+    problem = {"reason": "MemlockTooLow", "message": "8 MiB"}
+    field = {"usable": ["mlx5_0:1"], "ports": [{}], "problem": problem, "memlock_bytes": 8 << 20}
+    said = parse_info(Member("w", "http://w"), INFO | {"fabric": field})
+    assert said is not None
+    assert said.fabric == {"usable": ["mlx5_0:1"], "problem": problem}
+    strange: list[Any] = [None, 7, [], {"usable": 7}]
+    for odd in strange:
+        said = parse_info(Member("w", "http://w"), INFO | {"fabric": odd})
+        assert said is not None
+        assert said.fabric is None
+
+
 def test_a_worker_outside_of_a_cluster_goes_by_its_name_and_a_model_may_lack_a_start_token() -> None:
     said = parse_info(Member("w", "http://w"), INFO | {"pod": ""})
     assert said is not None

@@ -8,7 +8,7 @@ import pytest
 
 from disagg_wire.engine_metrics import sglang, vllm
 from disagg_wire.engine_metrics.readings import PoolReadings
-from disagg_wire.engine_metrics.sample_table import Distribution, Samples, names_read
+from disagg_wire.engine_metrics.sample_table import Distribution, Samples, names_read, selected
 
 BUCKETS = [({"le": "1.0"}, 2.0), ({"le": "2"}, 6.0), ({"le": "+Inf"}, 8.0)]
 
@@ -77,3 +77,23 @@ def test_nothing_is_known_of_an_empty_page() -> None:
         found = engine.pool_readings_of(Samples())
         assert isinstance(found, PoolReadings)
         assert math.isnan(found.finished_total)
+
+
+def test_a_selector_asks_for_one_value_of_a_label() -> None:
+    assert selected('a:b{c="d"}') == ("a:b", {"c": "d"})
+    assert selected("a:b") == ("a:b", {})
+    samples = Samples({"a": [({"m": "x"}, 1.0), ({"m": "y"}, 2.0)], "b_sum": [({}, 5.0)], "c": [({}, math.nan)]})
+    assert samples.first(('a{m="y"}', "a")) == 2
+    assert samples.first(('a{m="z"}', "a")) == 3
+    assert samples.first(("z", "c", "b"), "_sum") == 5
+    assert math.isnan(samples.first(("z", "c")))
+    assert math.isnan(samples.mean("y", "z"))
+    assert samples.mean("z", "a") == 1.5
+
+
+def test_what_repeats_another_rank_counts_once() -> None:
+    rows = [({"tp_rank": "0", "dp": "0"}, 3.0), ({"tp_rank": "1", "dp": "0"}, 3.0), ({"dp": "1"}, 4.0)]
+    samples = Samples({"a": rows}, copies=("tp_rank",))
+    assert (samples.value("a"), samples.mean("a"), samples.by_label("a", "dp")) == (7, 3.5, {"0": 3, "1": 4})
+    assert samples.labels("a") == rows[0][0]
+    assert Samples({"a": rows}).value("a") == 10

@@ -41,3 +41,9 @@ def test_requests_that_ended_and_the_room_are_told() -> None:
     found = pool_readings_of(table(num_requests_total=4, max_total_num_tokens=1000))
     assert (found.finished_total, found.kv_capacity_tokens) == (4, 1000)
     assert found.prompt_lengths.bounds == ()
+
+
+def test_a_scheduler_of_another_rank_tells_of_the_same_requests() -> None:
+    ranks = [({"tp_rank": rank}, 5.0) for rank in ("0", "1", "2", "3")]
+    found = pool_readings_of(Samples({"sglang:num_running_reqs": ranks, "sglang:num_requests_total": ranks}))
+    assert (found.engine.running, found.finished_total) == (5, 5)

@@ -39,8 +39,8 @@ from disagg_adapter.engines.lmdeploy_pairs import RDMA_PROTOCOL, LmdeployPairs, 
 from disagg_adapter.engines.prometheus_text import parse_samples
 from disagg_protocol.errors import InvalidInput
 from disagg_wire import codes
+from disagg_wire.engine_metrics.lmdeploy import readings_of
 from disagg_wire.engine_metrics.readings import Readings
-from disagg_wire.engine_metrics.sample_table import Samples
 from disagg_wire.protocol import (
     FEATURE_ADAPTER,
     FEATURE_EXPERIMENTAL,
@@ -139,7 +139,7 @@ class Lmdeploy(Engine):
             raise Unusable("UnknownEngineVersion", f"LMDeploy is none of {', '.join(VERSIONS.values())} ({fields})")
         if self._options.model not in names:
             raise Unusable("ModelNotServed", f"LMDeploy serves {', '.join(names)} and not {self._options.model}")
-        started = _started(samples)
+        started = samples.process_start()
         if started != self._started:
             self._pairs.forget()
         block, blocks = int(info["block_size"]), int(info["num_gpu_blocks"])
@@ -352,26 +352,3 @@ async def _faults(code: str) -> AsyncGenerator[None]:
         yield
     except EngineAnswer as answer:
         raise fault_of(answer.status, answer.message, code) from None
-
-
-def readings_of(samples: Samples) -> Readings:
-    """Return the readings in LMDeploy's metrics."""
-    value = samples.value
-    return Readings(
-        started=_started(samples),
-        waiting=value("lmdeploy:num_requests_waiting") + value("lmdeploy:num_api_requests_waiting"),
-        running=value("lmdeploy:num_requests_running"),
-        kv_usage=samples.mean("lmdeploy:gpu_cache_usage_perc"),
-        prompt_tokens_total=value("lmdeploy:prompt_tokens_total"),
-        generated_tokens_total=value("lmdeploy:generation_tokens_total"),
-        cached_tokens_total=value("lmdeploy:cached_tokens_total"),
-        steps_total=value("lmdeploy:iteration_tokens_total_count"),
-        ttft_s_sum=value("lmdeploy:time_to_first_token_seconds_sum"),
-        ttft_count=value("lmdeploy:time_to_first_token_seconds_count"),
-        itl_s_sum=value("lmdeploy:iter_token_latency_sum"),
-        itl_count=value("lmdeploy:iter_token_latency_count"),
-    )
-
-
-def _started(samples: Samples) -> str:
-    return f"{samples.value('process_start_time_seconds'):.2f}"

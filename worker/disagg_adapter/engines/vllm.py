@@ -30,7 +30,7 @@ from disagg_adapter.engines.prometheus_text import parse_samples
 from disagg_protocol.errors import InvalidInput
 from disagg_wire import codes, problems
 from disagg_wire.engine_metrics.readings import Readings
-from disagg_wire.engine_metrics.vllm import readings_of
+from disagg_wire.engine_metrics.vllm import CACHE, readings_of
 from disagg_wire.protocol import (
     FEATURE_ADAPTER,
     FEATURE_FIRST_TOKEN_FROM_DECODE,
@@ -110,12 +110,12 @@ class Vllm(Engine):
         by_name = {str(m["id"]): m for m in models}
         if self._model not in by_name:
             raise Unusable(problems.MODEL_NOT_SERVED, f"vLLM serves {', '.join(by_name)} and not {self._model}")
-        cache = samples.labels("vllm:cache_config_info")
+        cache = samples.labels(CACHE)
         if cache is None:
             raise NotReady("the engine does not tell the size of its KV cache yet")
         return Identity(
             version=version,
-            started=f"{samples.value('process_start_time_seconds'):.2f}",
+            started=samples.process_start(),
             connector=connector,
             max_model_len=int(by_name[self._model]["max_model_len"]),
             block_size_tokens=int(cache["block_size"]),

@@ -15,6 +15,7 @@ from disagg_adapter.ledger import Ledger
 from disagg_adapter.metrics import Metrics, Snapshot
 from disagg_adapter.model_folder import ModelFolder
 from disagg_adapter.server import device_counters, jobs
+from disagg_adapter.server.fabric_file import FabricFile
 from disagg_adapter.server.handovers import HandOverDoor, HandOverSender
 from disagg_adapter.server.monitor import Monitor, Patience
 from disagg_adapter.server.run import ENGINE_LOST, work_of
@@ -27,6 +28,8 @@ from disagg_protocol.errors import InvalidInput
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket
 from disagg_wire.engine_metrics.readings import Readings
+from disagg_wire.engines import RDMA
+from disagg_wire.fabric import FABRIC
 from disagg_wire.problems import ENGINE_HUNG, PROBLEM, WorkerProblem
 from disagg_wire.protocol import FEATURE_DIGEST, LAST_RESORT, PROTOCOL_VERSION
 from disagg_wire.roles import DECODE, PREFILL, Role
@@ -57,6 +60,7 @@ class Adapter(Endpoint):
         self.sender = HandOverSender(key)
         self.handover_address = ("", 0)
         self.interface = settings.kv_interface
+        self.fabric = FabricFile(settings.fabric_report)
         self._before = device_counters.received()
         self._kv_before = math.nan
         self._used: tuple[Readings | None, Used] = (None, Used("", "", ""))
@@ -115,11 +119,11 @@ class Adapter(Endpoint):
         return self._used[1]
 
     def _transport(self, kv_bytes: float) -> Used:
-        now, before = device_counters.received(), self._before
+        now, before, ports = device_counters.received(), self._before, self.fabric.ports()
         counters = Counters(
             kv=kv_bytes - self._kv_before,
             interfaces={n: v - before.interfaces.get(n, 0) for n, v in now.interfaces.items()},
-            rdma={n: v - before.rdma.get(n, 0) for n, v in now.rdma.items()},
+            rdma={n: v - before.rdma.get(n, 0) for n, v in now.rdma.items() if ports is None or n in ports},
         )
         gpus = Path("/dev/nvidiactl").exists()
         return used(counters, self.interface, self.settings.transport, gpus=gpus)
@@ -241,6 +245,7 @@ class Adapter(Endpoint):
             answer[PROBLEM] = WorkerProblem(ENGINE_HUNG, health.hung).as_json()
         elif health.reason:
             answer[PROBLEM] = WorkerProblem(health.reason, health.waits_for).as_json()
+        self._add_fabric(answer)
         if identity is None or files is None:
             return answer
         room, moved = self.room(), self.transport()
@@ -278,6 +283,13 @@ class Adapter(Endpoint):
         if self.role != PREFILL:
             answer["load"]["room"] = room.to_json()
         return answer
+
+    def _add_fabric(self, answer: dict[str, Any]) -> None:
+        """Add what the engine's container finds of the network; it may be why nothing serves."""
+        if (fabric := self.fabric.told()) is not None:
+            answer[FABRIC] = fabric
+            if PROBLEM in fabric and not self.serving and self.settings.transport == RDMA:
+                answer.setdefault(PROBLEM, fabric[PROBLEM])
 
     def _waiting(self) -> int:
         """Return the requests that wait in the engine."""

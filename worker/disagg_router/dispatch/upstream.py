@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from disagg_router.errors import ApiError
 from disagg_router.settings import Settings
+from disagg_wire.refused_addresses import refused_address, refused_host
 
 # Such a request is answered by the pools, so that a service that leads back here ends no router.
 MARK = "x-disagg-upstream"
@@ -24,8 +28,25 @@ _OF_OURS = {MARK: "1", "accept-encoding": "identity"}
 _PIECE_BYTES = 64 << 10
 
 
+class _RefusedAddress(OSError):
+    """Raised instead of a connection to an address where clouds hand out credentials."""
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket for an address, as getaddrinfo gives it. Raises _RefusedAddress.
+
+    It is called with the very address of each connection, whatever a name led to before.
+    """
+    family, kind, protocol, _, place = address
+    if refused_address(str(place[0])):
+        raise _RefusedAddress(errno.EACCES, "a link-local address")
+    return socket.socket(family, kind, protocol)
+
+
 class Upstream:
     """A client of that service.
+
+    It connects to no link-local address, unless the URL itself has one.
 
     Its answers are passed on as they are. The number of its requests, and every wait for the next
     piece of an answer, are bounded.
@@ -76,7 +97,9 @@ class Upstream:
         except TimeoutError:
             raise ApiError(504, "the upstream did not answer in time", code="upstream_timeout") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise ApiError(502, f"the upstream failed: {type(error).__name__}", code="upstream_failed") from None
+            refused = isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, _RefusedAddress)
+            why = "its name leads to a link-local address" if refused else type(error).__name__
+            raise ApiError(502, f"the upstream failed: {why}", code="upstream_failed") from None
         finally:
             self._running -= 1
 
@@ -108,7 +131,12 @@ class Upstream:
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
             self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_S),
+                connector=aiohttp.TCPConnector(
+                    limit=0,
+                    keepalive_timeout=_KEPT_S,
+                    # The operator admits such a URL only if the policy of the namespace names it.
+                    socket_factory=None if refused_host(urlsplit(self._url).hostname or "") else _socket,
+                ),
                 # One client's cookies would go there with the requests of all others.
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),

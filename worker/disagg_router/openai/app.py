@@ -28,8 +28,9 @@ from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
 from disagg_router.openai.generation import Generation, plan
 from disagg_router.openai.model_names import ModelNames
+from disagg_router.openai.pumped_response import while_connected
 from disagg_router.openai.relay import relayed
-from disagg_router.openai.streaming import SseResponse, merge, while_connected
+from disagg_router.openai.streaming import SseResponse, merge
 from disagg_router.router import Router
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
 

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import Receive
 
 from disagg_router.errors import ApiError
-from disagg_router.openai.streaming import while_connected
+from disagg_router.openai.pumped_response import while_connected
 from disagg_router.router import Router
 from disagg_router.text.tokenizer import Text
 from disagg_router.workers.catalogue import Model

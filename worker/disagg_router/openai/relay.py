@@ -11,13 +11,12 @@ from collections.abc import AsyncGenerator, Callable
 import aiohttp
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from disagg_router.dispatch.upstream import Upstream
 from disagg_router.errors import ApiError
 from disagg_router.openai import outcomes, schema
+from disagg_router.openai.pumped_response import PumpedResponse, while_connected
 from disagg_router.openai.stream_times import StreamTimes
-from disagg_router.openai.streaming import while_connected
 from disagg_router.router import Router
 from disagg_wire import series
 
@@ -27,11 +26,10 @@ _PASSED_BACK = frozenset(
 _EVENTS = "text/event-stream"
 
 
-class RelayedResponse(Response):
+class RelayedResponse(PumpedResponse):
     """An answer that somebody else gives, passed on piece by piece.
 
-    A client that goes away ends it at once. However it ends, even when nothing was sent, `calls`
-    is closed, and `ended` is called once after that.
+    However it ends, `calls` is closed, and `ended` is called once after that.
     """
 
     def __init__(
@@ -41,29 +39,14 @@ class RelayedResponse(Response):
         calls: contextlib.AsyncExitStack,
         ended: Callable[[], None],
     ) -> None:
-        super().__init__(status_code=answer.status)
+        async def all_ended() -> None:
+            await calls.aclose()
+            ended()
+
         # As they came: the bytes of others need be no text of any encoding.
         lowered = ((name.lower(), value) for name, value in answer.raw_headers)
-        self.raw_headers = [header for header in lowered if header[0] in _PASSED_BACK]
-        self._pieces = pieces
-        self._calls = calls
-        self._ended = ended
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await while_connected(receive, self._pump(send))
-        except ClientDisconnect:
-            pass  # there is nobody to tell
-        finally:
-            await self._pieces.aclose()
-            await self._calls.aclose()
-            self._ended()
-
-    async def _pump(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for piece in self._pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        passed = [header for header in lowered if header[0] in _PASSED_BACK]
+        super().__init__(answer.status, passed, pieces, all_ended)
 
 
 async def relayed(router: Router, upstream: Upstream, request: Request, body: bytes, arrived_s: float) -> Response:

@@ -4,77 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from disagg_router.openai.pumped_response import PumpedResponse
 
 T = TypeVar("T")
 # The number of items that one stream may be ahead of its reader.
 _MAX_AHEAD = 64
+_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+)
 
 
-async def while_connected(receive: Callable[[], Awaitable[Message]], work: Awaitable[T]) -> T:
-    """Return the result of the work.
-
-    If the client goes away first, the work is cancelled and ClientDisconnect is raised.
-    """
-
-    async def gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    task, left = asyncio.ensure_future(work), asyncio.create_task(gone())
-    try:
-        both: list[asyncio.Future[Any]] = [task, left]
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        left.cancel()
-        await asyncio.gather(task, left, return_exceptions=True)
-
-
-class SseResponse(Response):
+class SseResponse(PumpedResponse):
     """A response of `data: {json}` events, followed by `data: [DONE]` unless the last event is an
     error.
 
-    `first` is sent at once. A client that goes away ends the iterator at once. However it ends, the
-    events are closed and `close` is called once, even when nothing was sent.
+    `first` is sent at once. However it ends, the events are closed and `close` is called once.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self, first: dict[str, Any], events: AsyncGenerator[dict[str, Any]], close: Callable[[], None]
     ) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
-        self._first = first
-        self._events = events
-        self._close = close
+        async def ended() -> None:
+            # If nothing was sent, no piece was asked for, and the events have not been closed.
+            await events.aclose()
+            close()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await while_connected(receive, self._pump(send))
-        except ClientDisconnect:
-            pass  # there is nobody to tell
-        finally:
-            await self._events.aclose()
-            self._close()
+        super().__init__(200, _HEADERS, _pieces(first, events), ended)
 
-    async def _pump(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": _event(self._first), "more_body": True})
-        failed = False
-        async for event in self._events:
-            failed = "error" in event
-            await send({"type": "http.response.body", "body": _event(event), "more_body": True})
-        await send({"type": "http.response.body", "body": b"" if failed else b"data: [DONE]\n\n", "more_body": False})
+
+async def _pieces(first: dict[str, Any], events: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[bytes]:
+    yield _event(first)
+    failed = False
+    async for event in events:
+        failed = "error" in event
+        yield _event(event)
+    if not failed:
+        yield b"data: [DONE]\n\n"
 
 
 def _event(content: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from disagg_wire.engines import EVIDENCE
+from disagg_wire.fabric import FABRIC, summary
 from disagg_wire.protocol import FEATURE_ADAPTER, LAST_RESORT, PROTOCOL_VERSION, READY
 from disagg_wire.roles import BOTH
 from disagg_wire.room import Room, parse_room
@@ -120,6 +121,8 @@ class Worker:
     """How it knows `transport`, one of disagg_wire.engines.EVIDENCE; empty if it does not say."""
     engine: str = ""
     """Its engine with its version, such as "vllm 0.33.0"; empty if it does not say."""
+    fabric: Mapping[str, Any] | None = field(default=None, hash=False)
+    """The RDMA devices that it can use, and what is wrong with them; None if it does not say."""
     last_resort: bool = False
     """Whether it is about to end, and takes requests from routers that have nobody else."""
 
@@ -207,6 +210,7 @@ def parse_info(member: Member, info: Mapping[str, Any], configured: str = "") ->
             adapter_digests=_digests(model.get("adapter_digests")),
             model=name_of(info) or configured,
             model_revision=str(model.get("revision") or ""),
+            fabric=summary(info.get(FABRIC)),
             last_resort=info.get(LAST_RESORT) is True,
         )
     except (KeyError, TypeError, OverflowError, AttributeError) as error:

@@ -65,31 +65,50 @@ class Samples:
     by_name: Mapping[str, Sequence[tuple[Labels, float]]] = field(default_factory=dict)
     """The labels and the value of every sample, by its name."""
 
+    copies: tuple[str, ...] = ()
+    """Labels of samples that repeat those of rank 0, which alone count."""
+
     def value(self, name: str, **labels: str) -> float:
         """Return the sum of the samples that have these labels, NaN if there are none.
 
         An engine with several replicas of itself exposes one sample for each.
         """
-        found = [value for has, value in self.by_name.get(name, ()) if labels.items() <= has.items()]
+        found = [value for has, value in self._rows(name) if labels.items() <= has.items()]
         return math.fsum(found) if found else math.nan
 
-    def mean(self, name: str) -> float:
-        """Return the mean of the samples, NaN if there are none."""
-        found = [value for _, value in self.by_name.get(name, ())]
-        return math.fsum(found) / len(found) if found else math.nan
+    def first(self, selectors: Sequence[str], part: str = "") -> float:
+        """Return the value of the first of these selectors that there is, NaN if there is none.
+
+        `part` is the end of the name, such as that of the sum of a histogram.
+        """
+        found = (self.value(f"{name}{part}", **labels) for name, labels in map(selected, selectors))
+        return next((value for value in found if not math.isnan(value)), math.nan)
+
+    def mean(self, *names: str) -> float:
+        """Return the mean of the samples of the first of these names that has any, else NaN."""
+        found = next(filter(None, map(self._rows, names)), ())
+        return math.fsum(value for _, value in found) / len(found) if found else math.nan
 
     def labels(self, name: str) -> dict[str, str] | None:
         """Return the labels of the first sample, None if there is none."""
-        found = self.by_name.get(name, ())
+        found = self._rows(name)
         return dict(found[0][0]) if found else None
+
+    def process_start(self) -> str:
+        """Return when the process began, as every Python process tells; no two share it."""
+        return f"{self.value('process_start_time_seconds'):.2f}"
 
     def by_label(self, name: str, label: str) -> dict[str, float]:
         """Return the sums of the samples by the value of one label."""
         out: dict[str, float] = {}
-        for has, value in self.by_name.get(name, ()):
+        for has, value in self._rows(name):
             if label in has:
                 out[has[label]] = out.get(has[label], 0.0) + value
         return out
+
+    def _rows(self, name: str) -> Sequence[tuple[Labels, float]]:
+        found = self.by_name.get(name, ())
+        return [row for row in found if not is_copy(row[0], self.copies)] if self.copies else found
 
     def distribution(self, *names: str) -> Distribution:
         """Return the first of these histograms that there is, an empty one if there is none."""
@@ -115,6 +134,18 @@ class Samples:
         below = (0.0, *(cumulative[bound] for bound in bounds[:-1]))
         counts = tuple(max(0.0, cumulative[bound] - under) for bound, under in zip(bounds, below, strict=True))
         return Distribution(bounds, counts, total)
+
+
+def is_copy(labels: Labels, copies: Sequence[str]) -> bool:
+    """Return whether a sample with these labels repeats that of rank 0."""
+    return any(labels.get(label, "0") != "0" for label in copies)
+
+
+def selected(selector: str) -> tuple[str, dict[str, str]]:
+    """Return the name of a selector such as `a{b="c"}`, and the label that it asks for, if any."""
+    name, _, rest = selector.partition("{")
+    label, _, text = rest.rstrip("}").partition("=")
+    return name, {label: text.strip('"')} if label else {}
 
 
 class _Asked(dict[str, Any]):

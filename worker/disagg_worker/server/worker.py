@@ -17,6 +17,7 @@ from disagg_protocol.endpoint import Endpoint, RoleChanging
 from disagg_protocol.errors import InvalidInput
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket
+from disagg_wire.fabric import FABRIC
 from disagg_wire.protocol import FEATURES, LAST_RESORT, PROTOCOL_VERSION
 from disagg_wire.roles import Role
 from disagg_wire.room import Room
@@ -40,6 +41,7 @@ class Worker(Endpoint):
         self.settings = settings
         self.node: jobs.Node | None = None
         self.loading: LoadProgress | None = None
+        self.fabric: dict[str, Any] | None = None
         self.source_revision = ""
         self.metrics = Metrics(lambda: self.node.engine.load() if self.node else None, settings.block_size_tokens)
         self._change: asyncio.Task[None] | None = None
@@ -196,6 +198,8 @@ class Worker(Endpoint):
             "model_name": s.model_name,
             "limits": {"max_running": s.max_running, "max_waiting": s.max_waiting},
         }
+        if self.fabric is not None:
+            answer[FABRIC] = self.fabric
         if self.node is None:
             if self.loading is not None:
                 answer["loading"] = {"read_bytes": self.loading.read_bytes, "total_bytes": self.loading.total_bytes}

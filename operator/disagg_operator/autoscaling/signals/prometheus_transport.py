@@ -9,7 +9,6 @@ link-local addresses are refused, because clouds serve the credentials of the ma
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 import ssl
 from collections import OrderedDict
@@ -30,6 +29,7 @@ from disagg_operator.autoscaling.signals.prometheus_access import (
     PrometheusEndpoint,
     Unreadable,
 )
+from disagg_wire.refused_addresses import refused_address, refused_host
 
 MAX_BYTES = 16 * 1024 * 1024
 # An answer that is larger than this is read and parsed alone, whoever has sent it: parsed, it takes
@@ -39,16 +39,6 @@ LARGE_BYTES = 1024 * 1024
 # takes 64 when it is parsed.
 _MOST_CONTAINERS, _MOST_ITEMS = 600_000, 1_500_000
 _MOST_CONTEXTS = 64
-# The metadata service of AWS over IPv6 is not at a link-local address.
-_METADATA = ipaddress.ip_network("fd00:ec2::/32")
-
-
-def refused_address(text: str) -> bool:
-    """Return whether an IP address is refused because no Prometheus can be there."""
-    ip = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return ip.is_link_local or (ip.version == 6 and ip in _METADATA)
 
 
 class _Resolver(aiohttp.ThreadedResolver):
@@ -94,7 +84,7 @@ class Transport:
     async def get(self, endpoint: PrometheusEndpoint, url: str, headers: Mapping[str, str], lease: Lease) -> bytes:
         """Return the body of a successful answer. Raises Unreadable for any other."""
         target = URL(url, encoded=True)
-        if not target.host or (_is_address(target.host) and refused_address(target.host)):
+        if not target.host or refused_host(target.host):
             raise Unreadable(f"{PATH}.url: is a link-local address, where no Prometheus can be")
         client, context = self._session(), self._context(endpoint.ca_pem)
         try:
@@ -223,14 +213,6 @@ def _new_context(ca_pem: str | None) -> ssl.SSLContext:
     # issuer may have left out.
     context.verify_flags = (context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN) & ~ssl.VERIFY_X509_STRICT
     return context
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
 
 
 def _why(error: BaseException) -> str:

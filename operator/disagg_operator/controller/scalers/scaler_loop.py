@@ -27,7 +27,12 @@ from disagg_operator.controller.scalers.owners import other_owner
 from disagg_operator.controller.scalers.pod_reports import Asked, PodReports
 from disagg_operator.controller.scalers.scale_targets import RIGHT_MISSING, FoundTarget, TargetReader, Unscalable
 from disagg_operator.controller.scalers.scaler_settings import RefusedScaler, ScalerPlan, scaler_plan
-from disagg_operator.controller.scalers.scaler_status import PoolFound, ScalerFindings, scaler_status
+from disagg_operator.controller.scalers.scaler_status import (
+    PoolFound,
+    ScalerFindings,
+    scaler_news,
+    scaler_status,
+)
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import Conflict, Forbidden, KubeError
 from disagg_operator.kube.pods import is_ready
@@ -41,7 +46,7 @@ from disagg_operator.kube.resources import (
     uid_of,
 )
 from disagg_operator.policy import Policy
-from disagg_operator.status.events import NORMAL, WARNING, Note
+from disagg_operator.status.events import Note
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.roles import DECODE, PREFILL, ROLES
@@ -271,28 +276,12 @@ class ScalerLoop:
         before = job.resource.get("status") or {}
         generation = int(job.resource["metadata"].get("generation", 0))
         status = scaler_status(found, before, generation, self._wall())
-        await self._recorder.send(job.resource, [*notes, *_warnings(before, status)])
+        await self._recorder.send(job.resource, [*notes, *scaler_news(before, status)])
         if status == {name: before[name] for name in _KEPT_STATUS if name in before}:
             return
         meta = {"name": job.key[1], "namespace": job.key[0]}
         head = {"apiVersion": DISAGG_SCALER.api_version, "kind": DISAGG_SCALER.kind, "metadata": meta}
         await self._kube.apply_status({**head, "status": status})
-
-
-def _warnings(before: Mapping[str, object], after: Obj) -> list[Note]:
-    """Return an Event if the resource has ceased to work for a new reason, or works again."""
-    old, new = (_ready_of(status) for status in (before, after))
-    if (old.get("status"), old.get("reason")) == (new["status"], new["reason"]) or new["status"] == "Unknown":
-        return []
-    if new["status"] == "True":
-        return [Note(NORMAL, str(new["reason"]), str(new["message"]))]
-    return [Note(WARNING, str(new["reason"]), str(new["message"]))]
-
-
-def _ready_of(status: Mapping[str, object]) -> Obj:
-    conditions = status.get("conditions")
-    found = conditions if isinstance(conditions, list) else []
-    return next((c for c in found if c.get("type") == "Ready"), {})
 
 
 def _key(obj: Obj) -> Key:

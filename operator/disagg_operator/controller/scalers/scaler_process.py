@@ -15,6 +15,7 @@ from disagg_operator.controller.health import HealthServer
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.patience import until_it_works
 from disagg_operator.controller.scalers.scaler_part import ScalerPart
+from disagg_operator.controller.terms import work_in_terms
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import DISAGG_SCALER
@@ -92,30 +93,18 @@ class ScalerProcess:
         return self.sick() or self._trouble or self._leadership.refused()
 
     async def _terms(self) -> None:
-        """Work whenever this operator leads; what it knew is forgotten at the end of a term."""
         log.info("API server %s", await until_it_works("version", self._kube.version))
-        while True:
-            await self._leadership.gained()
-            term = asyncio.create_task(self._term(), name="term")
-            lost = asyncio.create_task(self._leadership.lost(), name="lost")
-            try:
-                await asyncio.wait((term, lost), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                self._leading = False
-                ended = term.done()
-                for task in (term, lost):
-                    task.cancel()
-                await asyncio.gather(term, lost, return_exceptions=True)
-            if ended:
-                term.result()
-            self._part.loop.end_term()
-            self._log.begin_anew()
-            self._metrics.leading.set(0)
-            log.warning("this operator does not lead any more")
+        await work_in_terms(self._leadership, self._term, leads=self._leads, forget=self._forget)
+
+    def _leads(self, now: bool) -> None:
+        self._leading, self._ticked_at = now, self._clock()
+        self._metrics.leading.set(now)
+
+    def _forget(self) -> None:
+        self._part.loop.end_term()
+        self._log.begin_anew()
 
     async def _term(self) -> None:
-        self._leading, self._ticked_at = True, self._clock()
-        self._metrics.leading.set(1)
         while True:
             try:
                 self._trouble = None if await self._kube.has_api(DISAGG_SCALER) else _UNSERVED

@@ -9,11 +9,14 @@ from typing import Any
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.controller.decision_report import last_decision
 from disagg_operator.status.conditions import FALSE, TRUE, UNKNOWN, Condition, stamped
+from disagg_operator.status.events import NORMAL, WARNING, Note
+from disagg_operator.status.scaling_verdicts import OBJECTIVES_FEASIBLE, OBJECTIVES_INFEASIBLE, objectives_feasible
 from disagg_operator.vocabulary import Obj
 from disagg_wire.roles import ROLES
 
 TARGET_OWNED = "TargetOwned"
 _NO_DECISION = "NoDecision"
+_READY = "Ready"
 Trouble = tuple[str, str]  # reason and message
 
 
@@ -65,7 +68,9 @@ def scaler_status(found: ScalerFindings, previous: Mapping[str, Any], generation
     stored = {str(pool.get("name")): pool for pool in previous.get("pools") or []}
     status: Obj = {
         "observedGeneration": generation,
-        "conditions": stamped([_ready(found, able, scaling), able, scaling], previous, generation, now),
+        "conditions": stamped(
+            [_ready(found, able, scaling), able, scaling, *_feasible(found)], previous, generation, now
+        ),
     }
     pools = []
     for role in ROLES:
@@ -91,7 +96,7 @@ def _pool(role: str, pool: PoolFound, stored: Mapping[str, Any], may_scale: bool
 
 
 def _ready(found: ScalerFindings, able: Condition, scaling: Condition) -> Condition:
-    kind = "Ready"
+    kind = _READY
     if found.refused is not None:
         return Condition(kind, FALSE, *found.refused)
     # While nothing is written, it does no harm that somebody else does.
@@ -132,3 +137,31 @@ def _scaling(found: ScalerFindings) -> Condition:
     if any(pool.decision is None for pool in found.pools.values()):
         return Condition(kind, UNKNOWN, _NO_DECISION, "the first decision needs two looks at the metrics")
     return Condition(kind, TRUE, "MetricsFound", "decisions follow the load")
+
+
+def _feasible(found: ScalerFindings) -> list[Condition]:
+    """Return whether the pools can meet their objectives; nothing while that is unknown."""
+    unmet = {role: None if pool.decision is None else pool.decision.unmet for role, pool in found.pools.items()}
+    return [Condition(OBJECTIVES_FEASIBLE, *told) for told in (objectives_feasible(unmet),) if told is not None]
+
+
+def scaler_news(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Note]:
+    """Return the Events for the changes between two statuses.
+
+    They tell if the resource has ceased to work for a new reason, or works again, and if its
+    objectives have turned out to be out of reach.
+    """
+    notes = []
+    for kind in (_READY, OBJECTIVES_FEASIBLE):
+        old, new = (_condition(status, kind) for status in (before, after))
+        if (old.get("status"), old.get("reason")) == (new.get("status"), new.get("reason")):
+            continue
+        if kind == _READY and new["status"] != UNKNOWN:
+            notes.append(Note(NORMAL if new["status"] == TRUE else WARNING, new["reason"], new["message"]))
+        elif new.get("reason") == OBJECTIVES_INFEASIBLE:
+            notes.append(Note(WARNING, OBJECTIVES_INFEASIBLE, f"{kind}: {new['message']}"))
+    return notes
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> dict[str, str]:
+    return next((dict(c) for c in status.get("conditions") or [] if c.get("type") == kind), {})

@@ -18,7 +18,6 @@ from disagg_operator.autoscaling.signals.prometheus_access import (
     access_of,
     endpoint_of,
 )
-from disagg_operator.autoscaling.signals.prometheus_transport import refused_address
 
 PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 TOKEN = {"authorization": {"credentials": {"name": "prom"}}}
@@ -119,14 +118,3 @@ def test_no_secret_is_shown_or_ends_a_header(end: bytes, spec: dict[str, Any]) -
         assert carried.isprintable()
         assert carried not in told
     assert "s3cr3t" not in told
-
-
-@pytest.mark.parametrize(
-    ("address", "refused"),
-    [
-        ("169.254.169.254", True), ("::ffff:169.254.169.254", True), ("fe80::1%eth0", True), ("fd00:ec2::254", True),
-        ("10.0.0.1", False), ("127.0.0.1", False), ("fd12::1", False), ("192.0.2.7", False),
-    ],
-)  # fmt: skip
-def test_addresses_at_which_clouds_hand_out_credentials_are_refused(address: str, refused: bool) -> None:
-    assert refused_address(address) is refused

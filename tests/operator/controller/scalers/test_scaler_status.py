@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from disagg_operator.autoscaling.policy.decision import Decision
-from disagg_operator.controller.scalers.scaler_status import PoolFound, ScalerFindings, scaler_status
+from disagg_operator.controller.scalers.scaler_status import (
+    PoolFound,
+    ScalerFindings,
+    scaler_news,
+    scaler_status,
+)
+from disagg_operator.status.events import NORMAL, WARNING, Note
 from disagg_operator.vocabulary import Obj
 
 UP = Decision(2, 4, "ForecastAboveCapacity", "Forecast", 3.1, 0.0, "3.1 workers of work", {"demand": 3.0})
@@ -79,3 +85,45 @@ def test_a_decision_of_an_earlier_look_is_not_told_again() -> None:
 
 def test_nothing_is_known_of_pools_that_were_not_found() -> None:
     assert "pools" not in status(ScalerFindings(True, refused=("InvalidSpec", "x")))
+
+
+def judged(prefill: str | None, decode: str | None) -> ScalerFindings:
+    """Return findings in which the policy says why each pool cannot meet its objective."""
+    both = {"prefill": replace(UP, unmet=prefill), "decode": replace(SAME, unmet=decode)}
+    return replace(GOOD, pools={role: replace(pool, decision=both[role]) for role, pool in BOTH.items()})
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (judged("", ""), ("True", "WithinReach")),
+        (judged("", "6 fit"), ("False", "ObjectivesInfeasible")),
+        (judged("3 fit", None), None),
+        (judged(None, None), None),
+        (replace(judged("", "6 fit"), active=False), ("False", "ObjectivesInfeasible")),
+        (replace(GOOD, pools=pools(replicas=0, decision=None)), None),
+        (ScalerFindings(True, refused=("InvalidSpec", "x")), None),
+    ],
+    ids=["within reach", "one pool", "one is unknown", "unknown", "in shadow", "at zero", "refused"],
+)
+def test_objectives_that_cannot_be_met_are_told(found: ScalerFindings, told: tuple[str, str] | None) -> None:
+    assert conditions(found).get("ObjectivesFeasible") == told
+    # What is within reach is scaled for all the same.
+    assert conditions(judged("", "6 fit"))["Ready"] == ("True", "Scaling")
+
+
+def test_the_message_names_each_pool() -> None:
+    (message,) = (c["message"] for c in status(judged("3 fit", "6 fit"))["conditions"] if "6 fit" in c["message"])
+    assert message == "prefill: 3 fit; decode: 6 fit"
+
+
+def test_news_are_told_once() -> None:
+    fine, bad, unable = status(judged("", "")), status(judged("", "6 fit")), status(replace(GOOD, blind=("A", "b")))
+    cannot = Note(WARNING, "ObjectivesInfeasible", "ObjectivesFeasible: decode: 6 fit")
+    well = Note(NORMAL, "Scaling", "both targets follow the load")
+    assert scaler_news({}, bad) == [well, cannot]
+    assert scaler_news(fine, bad) == [cannot]
+    assert scaler_news(bad, bad) == scaler_news(bad, fine) == scaler_news(bad, status(judged("", "5 fit"))) == []
+    assert scaler_news(fine, unable) == [Note(WARNING, "A", "b")]
+    assert scaler_news(unable, fine) == [well]
+    assert scaler_news(fine, status(replace(GOOD, pools=pools(decision=None)))) == []  # unknown
