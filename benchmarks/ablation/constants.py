@@ -35,7 +35,7 @@ class Constant:
 
 def constants() -> list[Constant]:
     """Return all constants of the policy."""
-    found = []
+    found: list[Constant] = []
     for module in (*MODULES, "memory"):
         tree = ast.parse((POLICY / f"{module}.py").read_text())
         if module in MODULES:

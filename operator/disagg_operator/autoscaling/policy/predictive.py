@@ -224,11 +224,11 @@ def _overrun(settings: Settings, o: Observation) -> bool:
 def _believed(f: forecast.Forecaster, rate: float, overrun: bool, ready: float = 0.0) -> float:
     """Return the rate of an interval as far as it is to be believed.
 
-    One that is more than twice the rates before it, and more than the ready workers do, is a wrong
+    One that is more than twice the rates before it and what the ready workers do is a wrong
     measurement if it has not overrun them. If it is right, the next intervals show as much.
     """
     usual = max((rate for _, rate in f.recent), default=0.0)
-    return rate if overrun or usual == 0 else min(rate, max(2 * usual, ready))
+    return rate if overrun or usual == 0 else min(rate, 2 * (usual + ready))
 
 
 def _held(p: PrefillSignals) -> float:
