@@ -221,14 +221,14 @@ def _overrun(settings: Settings, o: Observation) -> bool:
     return (1 - _held(p)) * _waiting_s(settings, p) > o.interval_s * p.pods.ready
 
 
-def _believed(f: forecast.Forecaster, rate: float, overrun: bool, ready: float = 0.0) -> float:
+def _believed(f: forecast.Forecaster, rate: float, overrun: bool, most: float = 0.0) -> float:
     """Return the rate of an interval as far as it is to be believed.
 
-    One that is more than twice the rates before it and what the ready workers do is a wrong
-    measurement if it has not overrun them. If it is right, the next intervals show as much.
+    One that is more than twice the rates before it, and more than is possible otherwise (`most`), is
+    a wrong measurement if it has not overrun the workers. If it is right, the next ones show it.
     """
     usual = max((rate for _, rate in f.recent), default=0.0)
-    return rate if overrun or usual == 0 else min(rate, 2 * (usual + ready))
+    return rate if overrun or usual == 0 else min(rate, max(2 * usual, most))
 
 
 def _held(p: PrefillSignals) -> float:
@@ -247,11 +247,13 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     made = d.generated_tokens / interval_s / rate
     # Full workers make no more tokens, however many sequences they have.
     full = d.running_requests / rate / (0.97 * settings.tpot_s)
+    # Tokens and sequences tell of the same work, so neither alone shows much more than the other.
+    alike = 2 * min(made, full) if full < _MOST_WORK else 0.0
     made = max(made, full) if full < _MOST_WORK else made
     if not made < _MOST_WORK:
         return hold(d.pods, settings.decode, "generated tokens are not known: holding"), pool
     overrun = made > d.pods.ready and d.waiting_requests > 0
-    made = _believed(pool.demand, made, overrun, d.pods.ready)
+    made = _believed(pool.demand, made, overrun, max(alike, d.pods.ready))
     output = _output_tokens(state)
     duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
     pool = _judge(settings, pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)
