@@ -224,8 +224,8 @@ def _overrun(settings: Settings, o: Observation) -> bool:
 def _believed(f: forecast.Forecaster, rate: float, overrun: bool, most: float = 0.0) -> float:
     """Return the rate of an interval as far as it is to be believed.
 
-    One that is more than twice the rates before it, and more than is possible otherwise (`most`), is
-    a wrong measurement if it has not overrun the workers. If it is right, the next ones show it.
+    One that is more than twice the rates before it, and more than `most`, is a wrong measurement if
+    it has not overrun the workers. If it is right, the next ones show it.
     """
     usual = max((rate for _, rate in f.recent), default=0.0)
     return rate if overrun or usual == 0 else min(rate, max(2 * usual, most))
