@@ -114,10 +114,12 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
     gain = 1 - math.exp(-o.interval_s / _LENGTH_MEMORY_S)
     output, kv = state.output_tokens, state.kv_per_sequence
     if d.completions >= 1 and d.completed_output_tokens > 0:
-        output = _averaged(output, d.completed_output_tokens / d.completions, gain)
+        mean = min(_MOST_TOKENS, d.completed_output_tokens / d.completions)
+        output = mean if math.isnan(output) else output + gain * (mean - output)
     if d.running_requests >= 1 and d.kv_tokens > 0:
-        kv = _averaged(kv, d.kv_tokens / d.running_requests, gain)
-    per_s = _believed(state.arrivals, min(_MOST_TOKENS, o.prefill.arrivals / o.interval_s), _overrun(settings, o))
+        held = min(_MOST_TOKENS, d.kv_tokens / d.running_requests)
+        kv = held if math.isnan(kv) else kv + gain * (held - kv)
+    per_s = min(_MOST_TOKENS, o.prefill.arrivals / o.interval_s)
     arrivals = forecast.update(state.arrivals, o.now_s, o.interval_s, per_s, settings.tuning)
     state = replace(state, output_tokens=output, kv_per_sequence=kv, arrivals=arrivals)
     if not settings.learn:
@@ -132,13 +134,6 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
     rate = [_decode_rate(settings, x, state) for x in (now, before)]
     state = replace(state, learned=learned, prefill=_scaled(state.prefill, *work), decode=_scaled(state.decode, *rate))
     return replace(settings, profile=now), state
-
-
-def _averaged(mean: float, value: float, gain: float) -> float:
-    """Return the new mean of a length; one value counts at most twice as much as those before."""
-    if math.isnan(mean):
-        return min(_MOST_TOKENS, value)
-    return mean + gain * (min(value, 2 * mean) - mean)
 
 
 def _scaled(pool: PoolState, before: float, now: float) -> PoolState:
@@ -186,7 +181,6 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizi
     if not work < _MOST_WORK:
         return hold(p.pods, settings.prefill, "prompt lengths are not known: holding"), pool
     backlog_s, overrun = _waiting_s(settings, p), _overrun(settings, o)
-    work = _believed(pool.demand, work, overrun, p.pods.ready)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, o.interval_s, work, settings.tuning))
     pool = _judge(
         settings,
@@ -216,19 +210,8 @@ def _waiting_s(settings: Settings, p: PrefillSignals) -> float:
 
 
 def _overrun(settings: Settings, o: Observation) -> bool:
-    """Return whether more prompts wait for prefill workers than these can do in an interval."""
-    p = o.prefill
-    return (1 - _held(p)) * _waiting_s(settings, p) > o.interval_s * p.pods.ready
-
-
-def _believed(f: forecast.Forecaster, rate: float, overrun: bool, most: float = 0.0) -> float:
-    """Return the rate of an interval as far as it is to be believed.
-
-    One that is more than twice the rates before it, and more than `most`, is a wrong measurement if
-    it has not overrun the workers. If it is right, the next ones show it.
-    """
-    usual = max((rate for _, rate in f.recent), default=0.0)
-    return rate if overrun or usual == 0 else min(rate, max(2 * usual, most))
+    """Return whether more prompts wait than the prefill workers can do in an interval."""
+    return _waiting_s(settings, o.prefill) > o.interval_s * o.prefill.pods.ready
 
 
 def _held(p: PrefillSignals) -> float:
@@ -247,13 +230,10 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     made = d.generated_tokens / interval_s / rate
     # Full workers make no more tokens, however many sequences they have.
     full = d.running_requests / rate / (0.97 * settings.tpot_s)
-    # Tokens and sequences tell of the same work, so neither alone shows much more than the other.
-    alike = 2 * min(made, full) if full < _MOST_WORK else 0.0
     made = max(made, full) if full < _MOST_WORK else made
     if not made < _MOST_WORK:
         return hold(d.pods, settings.decode, "generated tokens are not known: holding"), pool
     overrun = made > d.pods.ready and d.waiting_requests > 0
-    made = _believed(pool.demand, made, overrun, max(alike, d.pods.ready))
     output = _output_tokens(state)
     duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
     pool = _judge(settings, pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)

@@ -30,13 +30,9 @@ def test_one_interval_that_overruns_the_workers_is_believed() -> None:
     seen = replace(look(3615, 100.0, p, d), decode=look(3615, 10.0, p, d).decode)
     answer, _ = step(RULES, seen, state)
     queued, _ = step(RULES, replace(seen, prefill=replace(seen.prefill, waiting_tokens=1e6)), state)
-    assert answer.prefill + answer.decode <= calm.prefill + calm.decode + 4
+    assert answer.numbers["prefill_forecast"] < 5
     assert queued.numbers["prefill_forecast"] > 7
     assert queued.numbers["decode_inflow"] > 11
-    # Prompts that wait because decode is full say nothing of the prefill workers.
-    held = replace(seen.prefill, waiting_tokens=1e6, batch_share=0.0)
-    blocked, _ = step(RULES, replace(seen, prefill=held), state)
-    assert blocked.numbers["prefill_forecast"] == answer.numbers["prefill_forecast"]
 
 
 def test_sequences_that_nobody_has_room_for_show_a_rise_of_decode_in_one_interval() -> None:
@@ -47,29 +43,6 @@ def test_sequences_that_nobody_has_room_for_show_a_rise_of_decode_in_one_interva
     busy, _ = step(RULES, replace(o, decode=longer), state)
     full, _ = step(RULES, replace(o, decode=replace(longer, waiting_requests=1.0)), state)
     assert full.numbers["decode_forecast"] > 2 * busy.numbers["decode_forecast"]
-
-
-@pytest.mark.parametrize(
-    ("pool", "name"),
-    [
-        ("prefill", "arrivals"),
-        ("prefill", "prompt_tokens"),
-        ("prefill", "prompt_tokens_squared"),
-        ("decode", "generated_tokens"),
-        ("decode", "running_requests"),
-        ("decode", "kv_tokens"),
-        ("decode", "completed_output_tokens"),
-    ],
-)
-def test_a_wrong_measurement_of_one_interval_starts_few_workers(pool: str, name: str) -> None:
-    calm, state = steady(40.0)
-    p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
-    o = look(3615, 40.0, p, d)
-    signals = getattr(o, pool)
-    wrong = replace(o, **{pool: replace(signals, **{name: 50 * getattr(signals, name)})})
-    answer, _ = step(RULES, wrong, state)
-    assert answer.prefill <= calm.prefill + 3
-    assert answer.decode <= calm.decode + 3
 
 
 def test_full_workers_make_no_more_tokens_but_hold_more_sequences() -> None:
