@@ -34,7 +34,7 @@ class Timed:
     def __init__(self, inner: Backend) -> None:
         self._inner = inner
         self.name, self.device, self.compute_dtype = inner.name, inner.device, inner.compute_dtype
-        self.fp8_cache, self.decode_sizes = inner.fp8_cache, inner.decode_sizes
+        self.fp8_cache, self.exact, self.decode_sizes = inner.fp8_cache, inner.exact, inner.decode_sizes
         self.seconds: dict[str, float] = defaultdict(float)
         self.rms_norm, self.add_rms_norm = (
             self._timed("norms", inner.rms_norm),

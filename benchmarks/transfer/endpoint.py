@@ -72,7 +72,7 @@ def _send_kv(ticket: Ticket, memory: Memory) -> None:
     step = _CHUNK_TOKENS // LAYOUT.block_size_tokens
     for first in range(0, memory.n_blocks, step):
         for layer in range(LAYOUT.layers):
-            sender.layer_ready(layer, first, [memory.layer_view(layer, b) for b in range(first, first + step)])
+            sender.layer_ready(layer, first, memory.blocks(first, step))
     sender.commit(TokenEvent(0, 7))
     end = done.get(timeout=_TIMEOUT_S)
     if end.error is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from disagg_worker.values.kv_blocks import KvBlocks, Region
 from disagg_worker.values.layouts import KvLayout
 
 # Llama 3.1 8B in bfloat16, with blocks of the default size.
@@ -12,8 +13,9 @@ PREFILL = "prefill/boot"
 
 
 class Memory:
-    """Implements contract.Reservation, block-major as the cache is."""
+    """Implements contract.Reservation and kv_blocks.KvCache, block-major as the cache is."""
 
+    layout = LAYOUT
     n_blocks = TOKENS // LAYOUT.block_size_tokens
 
     def __init__(self, fill: int) -> None:
@@ -22,6 +24,19 @@ class Memory:
     def layer_view(self, layer: int, block: int) -> memoryview:
         start = (block * LAYOUT.layers + layer) * LAYOUT.layer_block_bytes
         return memoryview(self.bytes)[start : start + LAYOUT.layer_block_bytes]
+
+    @property
+    def region(self) -> Region:
+        raise NotImplementedError
+
+    def view(self, layer: int, block: int) -> memoryview:
+        return self.layer_view(layer, block)
+
+    def blocks(self, first: int, n: int) -> KvBlocks:
+        return KvBlocks(self, range(first, first + n))
+
+    def written_in_region(self) -> None:
+        raise NotImplementedError
 
     def release(self) -> None:
         """Give nothing back: there is no pool."""

@@ -112,6 +112,7 @@ class TokenWorker:
         self.adapter_digests: dict[str, str] | None = None
         self.adapters: list[str] | None = None  # LoRA adapters; a list goes with the feature `adapter`
         self.transport, self.evidence = "tcp", ""  # evidence is left out where it is empty
+        self.transports: dict[str, str] = {}  # with the feature `prefill_transports`
         self.reports: dict[str, Any] = {}  # changes to its `accepted` and `transferred` events
         self.reads = asyncio.Event()  # while cleared, decode does not read the KV that it was handed
         self.reads.set()
@@ -179,7 +180,7 @@ class TokenWorker:
             return _error(400, "invalid_request")
         if "adapter" in body and not ("adapter" in (self.features or ()) and body["adapter"] in (self.adapters or ())):
             return _error(400, "invalid_request")
-        if any(name in body and name not in (self.features or ()) for name in ("digest", "prefill_incarnation")):
+        if {"digest", "prefill_incarnation", "prefill_transports"} & body.keys() - set(self.features or ()):
             return _error(400, "invalid_request")
         if body.get("digest") not in (None, self.digest):
             return _error(503, "other_model")
@@ -211,7 +212,7 @@ class TokenWorker:
         kv = {"compat": self.compat, "host": "127.0.0.1", "port": 1, "interface": "net1", "transport": self.transport,
               "block_size_tokens": 16, "bytes_per_token": 64, "blocks_total": 100,
               "blocks_free": 100 - self.running}  # fmt: skip
-        kv |= {"evidence": self.evidence} if self.evidence else {}
+        kv |= {"transports": self.transports} | ({"evidence": self.evidence} if self.evidence else {})
         load = {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": self.running}
         return JSONResponse(
             {"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role, "state": self.state,

@@ -108,6 +108,8 @@ def test_the_whole_of_sampling_reaches_the_engine() -> None:
         ({"sampling": SAMPLING | {"top_p": 0}}, "sampling.top_p"),
         ({"sampling": SAMPLING | {"max_new_tokens": 0}}, "sampling.max_new_tokens"),
         ({"sampling": SAMPLING | {"logit_bias": [[1, 1000]]}}, "sampling.logit_bias"),
+        ({"sampling": SAMPLING | {"repetition_penalty": 3e-38}}, "sampling.repetition_penalty"),
+        ({"sampling": SAMPLING | {"structured": {"kind": "regex", "value": "(a{400}){400}"}}}, "sampling.structured"),
         ({"sampling": SAMPLING | {"unknown": 1}}, "sampling.unknown"),
         ({"prompt_tokens": 1, "sampling": SAMPLING | {"max_new_tokens": 2}}, "sampling.max_new_tokens"),
     ],

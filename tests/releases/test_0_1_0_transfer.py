@@ -17,6 +17,7 @@ from disagg_worker.transfer.listener import KvListener, Session
 from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sender import TcpKvSender, TransferDone
 from disagg_worker.transfer.sender_timeouts import SenderTimeouts
+from disagg_worker.values.kv_blocks import KvBlocks, Region
 from disagg_worker.values.layouts import KvLayout
 
 KEY = b"k" * 32
@@ -29,12 +30,25 @@ class _Memory:
     def __init__(self, layout: KvLayout, n_blocks: int) -> None:
         self.bytes = bytearray((bytes(range(251)) * 20)[: layout.layers * n_blocks * layout.layer_block_bytes])
         self.n_blocks = n_blocks
-        self._layout = layout
+        self.layout = layout
 
     def layer_view(self, layer: int, block: int) -> memoryview:
-        size = self._layout.layer_block_bytes
-        start = (block * self._layout.layers + layer) * size
+        size = self.layout.layer_block_bytes
+        start = (block * self.layout.layers + layer) * size
         return memoryview(self.bytes)[start : start + size]
+
+    @property
+    def region(self) -> Region:
+        raise NotImplementedError
+
+    def view(self, layer: int, block: int) -> memoryview:
+        return self.layer_view(layer, block)
+
+    def blocks(self, first: int, n: int) -> KvBlocks:
+        return KvBlocks(self, range(first, first + n))
+
+    def written_in_region(self) -> None:
+        raise NotImplementedError
 
     def release(self) -> None:
         pass
@@ -107,9 +121,7 @@ def test_todays_prefill_worker_sends_what_was_sent(name: str, monkeypatch: pytes
         )
         for entry in (e for e in r["sent"] if e["type"] == "LAYER"):
             blocks = range(entry["first_block"], entry["first_block"] + entry["n_blocks"])
-            sender.layer_ready(
-                entry["layer"], entry["first_block"], [source.layer_view(entry["layer"], b) for b in blocks]
-            )
+            sender.layer_ready(entry["layer"], entry["first_block"], source.blocks(blocks.start, len(blocks)))
         if name == "whole":
             sender.commit(
                 TokenEvent(first["index"], first["token"], first["logprob"], tuple(map(tuple, first["top_logprobs"])))

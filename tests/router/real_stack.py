@@ -40,6 +40,8 @@ class Real:
     split: str
     whole: str
     folder: Path
+    pids: dict[str, int]
+    """The processes by name: the roles of the workers, and the routers `split` and `whole`."""
 
 
 def _wait(url: str, log: Path, child: subprocess.Popen[bytes]) -> None:
@@ -88,6 +90,7 @@ def real(folder: Path) -> Iterator[Real]:
     common = {"model_name": MODEL, "cluster_key_file": folder / "key"}
     with ExitStack() as stack:
         waits = []
+        pids: dict[str, int] = {}
         members: dict[str, list[dict[str, str]]] = {"split": [], "whole": []}
         for role in ("prefill", "decode", "both"):
             port, log = free_port(), folder / f"{role}.log"
@@ -111,8 +114,9 @@ def real(folder: Path) -> Iterator[Real]:
             }
             urls[name] = f"http://127.0.0.1:{port}"
             waits.append((f"{urls[name]}/readyz", log, stack.enter_context(process("disagg_router", log, **settings))))
-        for url, log, child in waits:
+        for name, (url, log, child) in zip(("prefill", "decode", "both", *urls), waits, strict=True):
             _wait(url, log, child)
+            pids[name] = child.pid
         for url in urls.values():
             _serves(url, {"authorization": f"Bearer {API_KEY}"})
-        yield Real(urls["split"], urls["whole"], folder)
+        yield Real(urls["split"], urls["whole"], folder, pids)

@@ -21,12 +21,13 @@ class Failing(TokenWorker):
     """
 
     fails = False
+    code = "internal"
 
     async def _prefill_lines(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         if self.fails:
             await self._tell(body["ticket"], -1)
             await asyncio.sleep(0.05)
-            yield {"type": "error", "code": "internal", "message": "out of memory", "retryable": True}
+            yield {"type": "error", "code": self.code, "message": "as told", "retryable": True}
             return
         async for line in super()._prefill_lines(body):
             yield line
@@ -42,3 +43,15 @@ async def test_the_worker_that_failed_is_avoided_and_not_its_link_to_one_other(t
         assert (answer["disagg"]["path"], answer["disagg"]["attempts"]) == ("local", 2)
         assert await stack.metric('disagg_router_failovers_total{reason="internal"}') == 1
         assert stack.router.table.breaker.is_open(prefill.incarnation, time.monotonic())
+
+
+async def test_nobody_is_avoided_because_of_a_request_that_fails_alone(tmp_path: Path) -> None:
+    prefill = Failing("p0", "prefill")
+    async with Stack(tmp_path, prefill, TokenWorker("d0", "decode")) as stack:
+        stack.router.table.breaker.first_s = 30.0
+        prefill.fails, prefill.code = True, "request_failed"
+        answer = await stack.complete()
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert await stack.metric('disagg_router_failovers_total{reason="request_failed"}') == 4
+        prefill.fails = False
+        assert (await stack.complete()).json()["disagg"]["path"] == "remote"

@@ -118,6 +118,20 @@ async def test_tickets_are_bound_where_both_workers_know_such_tickets(tmp_path: 
         assert all("prefill_incarnation" not in b for b in bodies(prefill, "hello"))
 
 
+@pytest.mark.parametrize("old", ["prefill", "decode", ""])
+async def test_decode_hears_how_prefill_reaches_it_where_both_know_of_that(tmp_path: Path, old: str) -> None:
+    prefill, decode = pair()
+    prefill.transports = {"rdma": "network"}
+    for worker in (prefill, decode):
+        if worker.role != old:
+            worker.features = [*(worker.features or ()), "prefill_transports"]
+    async with Stack(tmp_path, prefill, decode) as stack:
+        answer = (await stack.complete()).json()
+        assert (answer["disagg"]["path"], answer["disagg"]["attempts"]) == ("remote", 1)
+        asked = [b.get("prefill_transports") for b in bodies(decode, "hello")]
+        assert asked == [None if old else prefill.transports]
+
+
 async def test_what_is_due_in_days_is_said_to_be_due_in_one(tmp_path: Path) -> None:
     """Workers refuse larger values."""
     prefill, decode = pair()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from disagg_protocol.events import ErrorEvent, Event, EventSink, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
+from disagg_worker.values.kv_blocks import KvBlocks
 
 
 class InProcessKvSender:
@@ -44,9 +45,13 @@ class InProcessKvSender:
         if over:
             handle.release()
 
-    def layer_ready(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
-        for i, block in enumerate(blocks, first_block):
-            self._reservation.layer_view(layer, i)[:] = block
+    @property
+    def reads_region(self) -> bool:
+        return False
+
+    def layer_ready(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
+        for i, block in enumerate(blocks.views(layer), first_block):
+            self._reservation.blocks(i, 1).views(layer)[0][:] = block
             self.reported[layer, i] += 1
 
     def commit(self, first_token: TokenEvent) -> None:

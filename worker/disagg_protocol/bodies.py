@@ -12,14 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams, Structured
-from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS
+from disagg_wire import grammar_cost
+from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS, MIN_REPETITION_PENALTY
 from disagg_wire.roles import Role
 from disagg_wire.room import Room
 
 Line = dict[str, Any]
 # The types of the line that ends a stream.
 ENDS = ("end", "error")
+ShortText = Annotated[str, Field(max_length=64)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenList = Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 class _Strict(BaseModel):
@@ -41,6 +44,8 @@ class StructuredOutput(_Strict):
                 raise ValueError("is nested too deeply") from None
             if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
                 raise ValueError("must be a JSON list of strings that are not empty")
+        if complex_because := grammar_cost.problem(self.kind, self.value):
+            raise ValueError(f"is too complex: {complex_because}")
         return self
 
 
@@ -55,12 +60,12 @@ class Sampling(_Strict):
     min_p: float = Field(0.0, ge=0, le=1)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    repetition_penalty: float = Field(1.0, ge=MIN_REPETITION_PENALTY, le=100)
     logit_bias: list[tuple[TokenId, Annotated[float, Field(ge=-100, le=100)]]] = Field(
         default=[], max_length=1024, strict=False
     )
     logprobs: int | None = Field(None, ge=0, le=20)
-    stop_token_ids: list[TokenId] = Field(default=[], max_length=256)
+    stop_token_ids: TokenList = Field(default=[], max_length=256)
     min_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
     structured: StructuredOutput | None = None
 
@@ -78,7 +83,7 @@ class _WorkRequest(_Strict):
     request_id: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$")
     epoch: int = Field(ge=0, le=1 << 20)
     """The number of the router's attempt."""
-    tokens: list[TokenId] = Field(min_length=1, max_length=MAX_TOKENS)
+    tokens: TokenList = Field(min_length=1, max_length=MAX_TOKENS)
     """The prompt and the tokens emitted so far."""
     prompt_tokens: int = Field(ge=1)
     """The number of tokens of the prompt."""
@@ -106,6 +111,8 @@ class DecodeRequest(_WorkRequest):
     """The prefill worker that alone may use the ticket, only for workers with the feature of that
     name.
     """
+    prefill_transports: dict[ShortText, ShortText] | None = Field(None, max_length=16)
+    """What `kv.transports` of this worker is, only for workers with the feature of that name."""
 
 
 class RoomBody(_Strict):
@@ -190,6 +197,8 @@ def parse(kind: type[WorkT], body: bytes) -> WorkT:
         raise BadRequest("first_token_within_s: only with mode local; with mode remote prefill makes the first token")
     if isinstance(request, DecodeRequest) and request.mode == "local" and request.prefill_incarnation is not None:
         raise BadRequest("prefill_incarnation: only with mode remote; with mode local nobody sends KV")
+    if isinstance(request, DecodeRequest) and request.prefill_transports and request.prefill_incarnation is None:
+        raise BadRequest("prefill_transports: only with prefill_incarnation")
     return request
 
 

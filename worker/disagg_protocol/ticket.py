@@ -53,6 +53,10 @@ class Ticket:
     """
     integrity: str = ""
     """The check of these frames, one of disagg_wire.integrity.INTEGRITIES."""
+    offer: str = ""
+    """What a prefill worker needs that writes into the memory of decode by itself, as JSON; empty
+    if none can.
+    """
 
     @property
     def bound(self) -> bool:
@@ -60,11 +64,21 @@ class Ticket:
         return self.prefill_incarnation != ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields; those of bound tickets are left out of others, as 0.1.0 wants it."""
-        return {name: value for name, value in asdict(self).items() if self.bound or name not in _OF_BOUND}
+        """Return the fields; those of bound tickets are left out of others, as 0.1.0 wants it, and
+        an offer of those without one.
+        """
+        left_out = _left_out(self.bound, offered=self.offer != "")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
-_OF_BOUND = ("prefill_incarnation", "integrity")
+_OFFER = "offer"
+_OF_BOUND = ("prefill_incarnation", "integrity", _OFFER)
+
+
+def _left_out(bound: bool, *, offered: bool) -> tuple[str, ...]:
+    if not bound:
+        return _OF_BOUND
+    return () if offered else (_OFFER,)
 
 
 def token_hash(tokens: Sequence[int]) -> str:
@@ -105,7 +119,8 @@ def verify(key: bytes, raw: object) -> Ticket:
     if not isinstance(raw, dict):
         raise TicketError("ticket: must be an object")
     bound = any(name in raw for name in _OF_BOUND)
-    known = {f.name: f for f in fields(Ticket) if bound or f.name not in _OF_BOUND}
+    left_out = _left_out(bound, offered=_OFFER in raw)
+    known = {f.name: f for f in fields(Ticket) if f.name not in left_out}
     if set(raw) != set(known):
         raise TicketError(f"ticket: fields {sorted(set(raw) ^ set(known))} are missing or unknown")
     for name, field in known.items():

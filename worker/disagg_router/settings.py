@@ -94,6 +94,13 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(
         8 << 20, ge=1024, le=1 << 30, description="The largest accepted body of a request, in bytes."
     )
+    max_bodies_bytes: int = Field(
+        64 << 20,
+        ge=1024,
+        le=1 << 40,
+        description="The most bytes of bodies that are on their way or not parsed yet, over all requests; further ones"
+        " get 503.",
+    )
     drain_timeout_s: float | None = Field(
         None,
         ge=0,

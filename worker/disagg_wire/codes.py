@@ -19,6 +19,8 @@ TICKET_REFUSED = "ticket_refused"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 CANCELLED = "cancelled"
 INTERNAL = "internal"
+# The engine failed on this request, and on none of those that were computed with it.
+REQUEST_FAILED = "request_failed"
 # With this code, prefill tells the transfer, and nobody else, that the first token ended the
 # request.
 FINISHED = "finished"

@@ -18,6 +18,10 @@ FEATURE_DIGEST = "digest"
 # A worker with this feature accepts the field `prefill_incarnation`, to which it binds the ticket,
 # and sends and receives KV in frames of version 2.
 FEATURE_PREFILL_INCARNATION = "prefill_incarnation"
+# A worker with this feature writes KV, or has it written, by NIXL. It names in `kv.transports` the
+# transports by which it reaches others, and accepts the field `prefill_transports`, the same of the
+# prefill worker.
+FEATURE_PREFILL_TRANSPORTS = "prefill_transports"
 # The features of workers behind an adapter, which say what their engine cannot do. The first output
 # token comes from decode; a ticket promises room that the engine itself does not hold; a request
 # with a seed draws other tokens after a failover; an output that must match a format cannot go on
@@ -76,3 +80,5 @@ DRAINING = "draining"
 # sent.
 MAX_TOKENS = 1 << 20
 MAX_GRAMMAR_CHARS = 65_536
+# The least repetition penalty. It is a factor of the logits: with far less, they overflow.
+MIN_REPETITION_PENALTY = 0.01

@@ -125,6 +125,8 @@ KV_TRANSFER_BYTES = "disagg_kv_transfer_bytes_total"
 KV_TRANSFER_SECONDS = "disagg_kv_transfer_seconds"
 KV_TRANSFER_EXPOSED_SECONDS = "disagg_kv_transfer_exposed_seconds"
 KV_TRANSFER_FAILURES = "disagg_kv_transfer_failures_total"
+KV_TRANSFERS = "disagg_kv_transfers_total"
+KV_QUARANTINED_BLOCKS = "disagg_kv_quarantined_blocks"
 
 CONDITION = "disagg_condition"
 OPERATOR_RECONCILES = "disagg_operator_reconciles_total"

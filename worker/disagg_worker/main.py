@@ -21,14 +21,17 @@ from disagg_protocol.errors import EngineError
 from disagg_protocol.model_files import source_revision, tokenizer_files
 from disagg_protocol.process import Process
 from disagg_wire.environment import WorkerVariable
+from disagg_wire.fabric import USABLE
 from disagg_wire.integrity import CRC32C
 from disagg_worker import settings
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.server import fabric_start, jobs
+from disagg_worker.server.kv_usage import KvUsage
 from disagg_worker.server.worker import Worker
 from disagg_worker.transfer.compatibility import compat_hash
 from disagg_worker.transfer.greeting import MAX_CONNECTIONS
 from disagg_worker.transfer.listener import KvListener
+from disagg_worker.transfer.nixl_side import nixl_side
 from disagg_worker.transfer.seals import CRC32C_IN_HARDWARE
 
 log = logging.getLogger("disagg_worker")
@@ -44,6 +47,7 @@ def engine_config(s: settings.Settings) -> EngineConfig:
         role=s.role,
         dtype=s.dtype,
         quantization=s.quantization,
+        numerics=s.numerics,
         block_size_tokens=s.block_size_tokens,
         kv_cache_bytes=s.kv_cache_bytes,
         max_model_len=s.max_model_len,
@@ -97,6 +101,10 @@ def load_node(
     if s.transfer_integrity == CRC32C and not CRC32C_IN_HARDWARE:
         log.warning("this processor computes no CRC-32C: %s=%s is slow", WorkerVariable.TRANSFER_INTEGRITY, CRC32C)
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
+    devices = worker.fabric[USABLE] if worker.fabric else ()
+    nixl = nixl_side(engine.cache, s.transport, s.nixl_over_tcp, interface, devices, s.role)
+    if nixl is not None:
+        worker.metrics.quarantined_blocks.set_function(lambda: nixl.landings.held_blocks)
     worker.tokenizer, worker.source_revision = tokenizer, source_revision(folder)
     worker.node = jobs.Node(
         engine=engine,
@@ -105,7 +113,9 @@ def load_node(
         key=key,
         compat=compat_hash(engine.model.digest, engine.layout),
         incarnation=worker.incarnation,
+        usage=KvUsage(nixl, interface, worker.metrics),
         interface=interface,
+        nixl=nixl,
         ticket_lifetime_s=s.ticket_lifetime_s,
         integrity=s.transfer_integrity,
         connections=s.transfer_connections,

@@ -12,6 +12,7 @@ from disagg_wire.cluster_key import ClusterKeyError, read_key
 from disagg_wire.environment import WorkerVariable, fields_in, variable_of
 from disagg_wire.integrity import MAC, Integrity
 from disagg_wire.roles import Role
+from disagg_worker.values.choices import Numerics
 
 
 class SettingsError(Exception):
@@ -71,6 +72,12 @@ class Settings(BaseModel):
         description="The quantisation of the weights while they are loaded. A checkpoint that is quantised already "
         "needs none.",
     )
+    numerics: Numerics = Field(
+        "auto",
+        description="Whether rounding may depend on who else is in the batch, and on whether a token is decoded or "
+        "prefilled. exact: it may not; a worker on a GPU then does not start, and one without the CPU kernels is slow. "
+        "fast: it may, where that is faster. auto: exact with the CPU kernels, fast elsewhere.",
+    )
     kv_cache_dtype: Literal["auto", "fp8"] = Field(
         "auto",
         description="The dtype of the KV cache. auto: that of the weights. fp8 (e4m3, saturating) holds twice as many "
@@ -124,6 +131,16 @@ class Settings(BaseModel):
         MAC,
         description="The check of KV transfers that a decode worker asks for. mac: nobody without the cluster key can "
         "change the KV. crc32c: damage is noticed, for a network that nobody else reaches.",
+    )
+    transport: Literal["auto", "rdma", "nvlink", "shm", "tcp"] = Field(
+        "auto",
+        description="The transport of KV: the best that both workers of a pair have (auto), one that is preferred to "
+        "the others, or tcp alone. All but tcp need NIXL; without it KV goes over TCP.",
+    )
+    nixl_over_tcp: bool = Field(
+        False,
+        description="Whether NIXL moves the KV over TCP where two workers have nothing faster, to try it on a "
+        "network. The worker's own TCP is faster.",
     )
     drain_timeout_s: float = Field(
         300.0,

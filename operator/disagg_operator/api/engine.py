@@ -218,6 +218,11 @@ class EngineSpec(Model):
         description="Weights are rounded to this at load (a checkpoint that is quantised stays as it is); fp8 wants "
         "a GPU.",
     )
+    numerics: Literal["Exact", "Fast"] | None = Field(
+        None,
+        description="Exact: a token depends on its sequence alone. Fast: rounding may depend on the rest of the batch "
+        "and on what was decoded or prefilled. Default: Exact on CPUs, Fast on GPUs (builtin).",
+    )
     prefix_caching: PrefixCaching = Field(PrefixCaching(), description="Reuse of KV between requests.")
     max_model_len: int | None = Field(
         None,

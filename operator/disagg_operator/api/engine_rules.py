@@ -51,12 +51,19 @@ def _rules(engine: Engine) -> Iterator[Rule]:
         return Rule(message=f"{which} {message}", condition=other | condition, field=path)
 
     for path, values in limits.values.items():
-        yield rule(path, one_of(field(path), values), f"takes only {' or '.join(values)} for {path}")
+        allowed, section = one_of(field(path), values), path.partition(".")[0]
+        condition = allowed if section == "engine" else ~present(section) | ~present(path) | allowed
+        yield rule(path, condition, f"takes only {' or '.join(values)} for {path}")
     for path, advice in limits.absent.items():
         missing = ~filled(path) if path in _LISTS else ~present(path)
         yield rule(path, missing, f"has no {path}" + (f": {advice}" if advice else ""))
     for path in limits.off:
         yield rule(path, ~present(path.partition(".")[0]) | ~present(path) | ~field(path), f"knows no {path}")
+    for path, value in limits.cpu_alone:
+        for role in ROLES:
+            none = ~present(f"{role}.accelerator") | equal(field(f"{role}.accelerator.count"), 0)
+            other = ~present(path) | differ(field(path), value)
+            yield rule(path, other | none, f"has {path} {value} on CPUs alone, and {role}.accelerator is set")
     for role in ROLES if limits.needs_accelerators else ():
         some = present(f"{role}.accelerator") & differ(field(f"{role}.accelerator.count"), 0)
         yield rule(f"{role}.accelerator", some, f"computes on GPUs alone: set {role}.accelerator")

@@ -195,10 +195,10 @@ class KvTransferSpec(Model):
             field="network",
         ),
     )
-    transport: Literal["auto", "rdma", "tcp"] = Field(
+    transport: Literal["auto", "rdma", "nvlink", "shm", "tcp"] = Field(
         "auto",
-        description="What is declared. The builtin engine moves KV over TCP; the condition KVTransferReady tells the "
-        "truth.",
+        description="What is preferred; auto: the best that both workers of a pair have. The condition KVTransferReady "
+        "tells what is used. All but tcp need NIXL in the image of builtin workers.",
     )
     fallback: Literal["Forbid", "Warn"] | None = Field(
         None,

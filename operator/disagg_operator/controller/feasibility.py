@@ -15,6 +15,7 @@ from disagg_operator.api.violation import Violation
 from disagg_operator.desired.accelerators import NVIDIA, maker_of
 from disagg_operator.desired.attachments import device_count
 from disagg_operator.performance.declared import gpus_of
+from disagg_wire.engines import SHM
 from disagg_wire.rails import rail_interfaces
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 
@@ -108,16 +109,11 @@ def _devices(dd: DisaggDeployment) -> Iterator[Violation]:
 
 
 def _transport(dd: DisaggDeployment) -> Iterator[Violation]:
-    """Yield a transport that the engine lacks, where no other one is tolerated."""
-    spec = dd.spec
-    if (
-        spec.kv_transfer.transport == "rdma"
-        and spec.kv_transfer.forbids_fallback
-        and not spec.engine.known.moves_by_rdma
-    ):
+    """Yield a transport that no pods have, where no other one is tolerated."""
+    if dd.spec.kv_transfer.transport == SHM and dd.spec.kv_transfer.forbids_fallback:
         words = (
-            f"engine.type {spec.engine.type} moves KV over TCP, so with fallback Forbid (the default for rdma) the "
-            "resource would never become Ready: set kvTransfer.fallback to Warn, or choose another engine"
+            "pods share no memory with each other, so with fallback Forbid the resource would never become Ready: set "
+            "kvTransfer.fallback to Warn, or choose another transport"
         )
         yield Violation("spec.kvTransfer.transport", words, NEVER_READY)
 

@@ -13,6 +13,7 @@ from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.runtime_updates import ChosenRuntime
 from disagg_operator.desired.names import router_name, selector_text
 from disagg_operator.status import conditions
+from disagg_operator.status.declared_conditions import declared_conditions
 from disagg_operator.vocabulary import Obj
 from disagg_wire.roles import ROLES
 
@@ -33,7 +34,6 @@ def intent_of(
     rendered with.
     """
     resource, spec = plan.resource, plan.resource.spec
-    experiment = spec.engine.known.experiment if spec.engine.experimental else None
     host = f"{router_name(resource.metadata.name)}.{resource.metadata.namespace}.svc"
     port = "" if spec.router.service.port == 80 else f":{spec.router.service.port}"
     return conditions.Intent(
@@ -46,7 +46,7 @@ def intent_of(
         transport=spec.kv_transfer.transport,
         fallback="Forbid" if spec.kv_transfer.forbids_fallback else "Warn",
         interface=plan.interface,
-        experiment=None if experiment is None else (experiment.reason, experiment.message),
+        declared=declared_conditions(spec),
         trouble=trouble,
         refusal=refusal,
         warnings=tuple((warning.reason, str(warning)) for warning in warnings),

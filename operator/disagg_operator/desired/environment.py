@@ -12,6 +12,7 @@ from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.api.scaling import TpotPercentile
 from disagg_operator.desired.engine_inputs import DEFAULT_LEASE_S
 from disagg_operator.performance.declared import profile_of
+from disagg_wire.engines import AUTO
 from disagg_wire.environment import AdapterVariable, RouterVariable, WorkerVariable
 
 
@@ -40,11 +41,19 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
         out[WorkerVariable.KV_CACHE_BYTES] = str(quantity_bytes(pool.kv_cache_size))
     if spec.engine.prefix_caching.host_memory is not None:
         out[WorkerVariable.HOST_CACHE_BYTES] = str(quantity_bytes(spec.engine.prefix_caching.host_memory))
+    if spec.engine.numerics is not None:
+        out[WorkerVariable.NUMERICS] = spec.engine.numerics.lower()
     if spec.kv_transfer.integrity is not None:
         out[WorkerVariable.TRANSFER_INTEGRITY] = spec.kv_transfer.integrity
     if (target_s := _step_target_s(dd, role)) is not None:
         out[WorkerVariable.DECODE_STEP_TARGET_S] = f"{target_s:g}"
     return out
+
+
+def transport_environment(dd: DisaggDeployment) -> dict[str, str]:
+    """Return what a bundled worker must know of the transport; `auto` is its default."""
+    transport = dd.spec.kv_transfer.transport
+    return {} if transport == AUTO else {WorkerVariable.TRANSPORT: transport}
 
 
 def adapter_environment(dd: DisaggDeployment, role: str, worker_role: str) -> dict[str, str]:

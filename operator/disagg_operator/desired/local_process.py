@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from disagg_operator.api import DisaggDeployment
-from disagg_operator.desired.environment import router_environment, worker_environment
+from disagg_operator.desired.environment import router_environment, transport_environment, worker_environment
 from disagg_wire.environment import RouterVariable, WorkerVariable
 
 
@@ -33,7 +33,7 @@ def worker_process(dd: DisaggDeployment, role: str, index: int, port: int, key_f
         WorkerVariable.POD_NAME: name,
         WorkerVariable.CLUSTER_KEY_FILE: key_file,
     }
-    return ProcessSpec(name, "disagg_worker", worker_environment(dd, role) | own)
+    return ProcessSpec(name, "disagg_worker", worker_environment(dd, role) | transport_environment(dd) | own)
 
 
 def router_process(dd: DisaggDeployment, port: int, key_file: str, membership_file: str) -> ProcessSpec:

@@ -16,11 +16,11 @@ from disagg_operator.desired import pod_parts as parts
 from disagg_operator.desired.accelerators import NVIDIA, maker_of, taints_of
 from disagg_operator.desired.adapted_worker import ADAPTER, adapted_pod
 from disagg_operator.desired.engine_inputs import engine_process
-from disagg_operator.desired.environment import router_environment, worker_environment
+from disagg_operator.desired.environment import router_environment, transport_environment, worker_environment
 from disagg_operator.desired.facts import Images
 from disagg_operator.desired.merge import merge
 from disagg_operator.desired.model_places import MODEL_MOUNT, claim_mounts, claim_volumes
-from disagg_operator.desired.renderer import MAKERS_LABELS, RDMA_REPORTS, ROUTERS_OUTLAST_HOLDS
+from disagg_operator.desired.renderer import MAKERS_LABELS, RDMA_REPORTS, ROUTERS_OUTLAST_HOLDS, WORKER_TRANSPORT
 from disagg_operator.vocabulary import Obj, Objs
 from disagg_wire.environment import RouterVariable, WorkerOption, WorkerVariable
 from disagg_wire.labels import LABEL_REVISION
@@ -65,6 +65,8 @@ def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
         values[WorkerVariable.KV_INTERFACE] = spec.kv_transfer.network.interface
         if images.renderer >= RDMA_REPORTS and spec.kv_transfer.may_use_rdma:
             values[WorkerVariable.RDMA_DEVICES] = str(attachments.device_count(dd, role))
+    if images.renderer >= WORKER_TRANSPORT:
+        values |= transport_environment(dd)
     values |= {e.name: e.value for e in spec.engine.env}
     env = [
         *parts.env(values),

@@ -24,6 +24,8 @@ ROUTER_POLICY = 2
 ROUTERS_OUTLAST_HOLDS = 2
 # The status of a container that has failed quotes the end of its log.
 LAST_WORDS = 2
+# Bundled workers know the transport that the spec prefers.
+WORKER_TRANSPORT = 2
 # Workers are attached to their network once for each RDMA device that they ask for.
 NETWORK_OF_EACH_DEVICE = 2
 # The rdma plugin is chained where virtual functions are the RDMA devices.

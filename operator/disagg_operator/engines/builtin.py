@@ -16,6 +16,7 @@ ENGINE = Engine(
             "engine.leaseSeconds": "its tickets have a lifetime of their own",
             "model.adapters": "",
         },
+        cpu_alone=(("engine.numerics", "Exact"),),
         off=("engine.experimental",),
     ),
 )

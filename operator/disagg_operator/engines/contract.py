@@ -13,6 +13,7 @@ from enum import StrEnum
 from disagg_wire.engine_metrics.engine_series import EngineSeries
 from disagg_wire.engine_metrics.readings import PoolReadings
 from disagg_wire.engine_metrics.sample_table import Samples, names_read
+from disagg_wire.engines import AUTO, RDMA, TCP
 
 # The TCP ports on which UCX may listen, which its UCX_TCP_PORT_RANGE pins; the network policy opens
 # them between workers.
@@ -25,6 +26,10 @@ EPHEMERAL_SYSCTL = ("net.ipv4.ip_local_port_range", "32768 60999")
 
 # Why an engine has no setting of the bundled worker's transfer.
 MOVES_BY_ITSELF = "the engine moves KV by itself"
+# What such an engine can be told: which way it takes within a machine is its own choice.
+OWN_TRANSPORTS = {"kvTransfer.transport": (AUTO, RDMA, TCP)}
+# Why an engine has no `numerics`.
+ROUNDS_BY_ITSELF = "how the engine rounds is up to its own arguments"
 # The reason of an experiment in which nothing keeps KV until decode has read it.
 UNPINNED_KV = "UnpinnedKV"
 
@@ -49,6 +54,8 @@ class EngineLimits:
     """The values that an enumeration may have."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """The fields that must not be set, each with advice or ""."""
+    cpu_alone: tuple[tuple[str, str], ...] = ()
+    """The values of fields, each with its path, that no pool with accelerators can have."""
     off: tuple[str, ...] = ()
     """The switches that must not be on."""
     needs_accelerators: bool = False
@@ -93,7 +100,7 @@ class EnginePool:
     lease_s: int
     """The seconds for which prefill keeps KV that decode has not read."""
     transport: str
-    """The transport that the spec declares: auto, rdma or tcp."""
+    """The transport that the spec declares, one of OWN_TRANSPORTS."""
     forbids_fallback: bool
     """Whether no other transport than the declared one may be used."""
     interface: str | None
@@ -168,8 +175,6 @@ class Engine:
     """The environment variables that the operator sets beside those of every worker."""
     process: Callable[[EnginePool], EngineProcess] | None = None
     """Renders the process. None: the worker speaks the token protocol itself, without adapter."""
-    moves_by_rdma: bool = False
-    """Whether the KV cache can be moved by RDMA."""
     meter: EngineMeter | None = None
     """Its own metrics, if it can be read by them. None: by the series of our worker."""
     serves_every_model: bool = False

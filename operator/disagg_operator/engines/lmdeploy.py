@@ -12,6 +12,8 @@ from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     EPHEMERAL_SYSCTL,
     MOVES_BY_ITSELF,
+    OWN_TRANSPORTS,
+    ROUNDS_BY_ITSELF,
     UNPINNED_KV,
     Engine,
     EngineLimits,
@@ -105,9 +107,11 @@ ENGINE = Engine(
             "engine.dtype": ("auto", "bfloat16"),
             "engine.quantization": ("none",),
             "engine.prefixCaching.eviction": ("lru",),
+            **OWN_TRANSPORTS,
         },
         absent={
             "engine.prefixCaching.hostMemory": "",
+            "engine.numerics": ROUNDS_BY_ITSELF,
             "kvTransfer.integrity": MOVES_BY_ITSELF,
             "engine.leaseSeconds": "nothing keeps KV until decode has read it",
             "prefill.kvCacheSize": _MEMORY,
@@ -122,7 +126,6 @@ ENGINE = Engine(
     owned=_OWNED,
     reserved=surroundings.RESERVED,
     process=_process,
-    moves_by_rdma=True,
     serves_every_model=True,
     experiment=_EXPERIMENT,
     plans_pairs=False,

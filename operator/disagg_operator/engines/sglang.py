@@ -10,6 +10,8 @@ from disagg_operator.engines.contract import (
     EPHEMERAL_PORTS,
     EPHEMERAL_SYSCTL,
     MOVES_BY_ITSELF,
+    OWN_TRANSPORTS,
+    ROUNDS_BY_ITSELF,
     Engine,
     EngineLimits,
     EngineMeter,
@@ -109,9 +111,14 @@ ENGINE = Engine(
     name=SGLANG,
     image="lmsysorg/sglang:v0.5.23",
     limits=EngineLimits(
-        values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
+        values={
+            "engine.quantization": ("none", "fp8"),
+            "engine.prefixCaching.eviction": ("lru",),
+            **OWN_TRANSPORTS,
+        },
         absent={
             "engine.prefixCaching.hostMemory": "",
+            "engine.numerics": ROUNDS_BY_ITSELF,
             "kvTransfer.integrity": MOVES_BY_ITSELF,
             "prefill.kvCacheSize": _MEMORY,
             "decode.kvCacheSize": _MEMORY,
@@ -125,7 +132,6 @@ ENGINE = Engine(
     owned=_OWNED,
     reserved=(*surroundings.RESERVED, "SGLANG_LOCAL_IP_NIC", _HOST_IP, _BOOTSTRAP_TIMEOUT, _WAITING_TIMEOUT),
     process=_process,
-    moves_by_rdma=True,
     meter=EngineMeter(30000, SERIES, pool_readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8_e4m3"),

@@ -10,6 +10,8 @@ import json
 from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     MOVES_BY_ITSELF,
+    OWN_TRANSPORTS,
+    ROUNDS_BY_ITSELF,
     UCX_PORTS,
     Engine,
     EngineLimits,
@@ -125,8 +127,16 @@ ENGINE = Engine(
     name=VLLM,
     image="vllm/vllm-openai:v0.33.0",
     limits=EngineLimits(
-        values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
-        absent={"engine.prefixCaching.hostMemory": "", "kvTransfer.integrity": MOVES_BY_ITSELF},
+        values={
+            "engine.quantization": ("none", "fp8"),
+            "engine.prefixCaching.eviction": ("lru",),
+            **OWN_TRANSPORTS,
+        },
+        absent={
+            "engine.prefixCaching.hostMemory": "",
+            "engine.numerics": ROUNDS_BY_ITSELF,
+            "kvTransfer.integrity": MOVES_BY_ITSELF,
+        },
         off=("scaling.roleFlip", "engine.experimental"),
         tensor=TensorRule.INTEGER_RATIO,
         batch_holds_running=True,
@@ -136,7 +146,6 @@ ENGINE = Engine(
         *surroundings.RESERVED, "VLLM_API_KEY", "VLLM_CACHE_ROOT", _SIDE_CHANNEL_HOST, "VLLM_NIXL_SIDE_CHANNEL_PORT",
     ),
     process=_process,
-    moves_by_rdma=True,
     meter=EngineMeter(8000, SERIES, pool_readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8"),

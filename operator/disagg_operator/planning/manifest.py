@@ -118,11 +118,6 @@ def _needs_engine(model: ModelShape, wishes: Wishes) -> None:
 
 
 def _needs_network(wishes: Wishes) -> None:
-    engine = BY_NAME[wishes.engine]
-    if wishes.rdma_resource is not None and not engine.moves_by_rdma:
-        raise PlanError(
-            f"--rdma-resource: --engine {engine.name} moves KV over TCP, so the resource would never become Ready"
-        )
     if wishes.rdma_resource is not None and not wishes.network:
         raise PlanError(
             "--rdma-resource: needs --network-attachment, the NetworkAttachmentDefinition of the RDMA network"

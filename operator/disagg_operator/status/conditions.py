@@ -80,8 +80,8 @@ class Intent:
     """The consequence of another transport than the requested one: `Warn` or `Forbid`."""
     interface: str | None = None
     """The network interface that KV must use, if a network is attached."""
-    experiment: tuple[str, str] | None = None
-    """The reason and the message of an experiment that the spec opts in to."""
+    declared: tuple[Condition, ...] = ()
+    """The conditions that the spec alone decides (`declared_conditions`)."""
     trouble: tuple[str, str] | None = None
     """The reason and the message of a failure to read Prometheus."""
     rollout: RolloutView | None = None
@@ -164,7 +164,7 @@ def conditions(
         *scaling,
         *_feasible(intent),
         effective,
-        *([] if intent.experiment is None else [Condition("Experimental", TRUE, *intent.experiment)]),
+        *intent.declared,
         *_warning(intent),
         _runtime(intent.runtime_update),
         _degraded(available, told, intent, observed),

@@ -24,6 +24,9 @@ UNKNOWN = "unknown"
 _MAX_INTERFACES_CHARS = 256
 # These do not use a network, and none of them is slower than RDMA.
 _WITHOUT_NETWORK = (NVLINK, SHM)
+# What is no fallback from a transport; with others, whatever is used is as good.
+_AS_GOOD = {RDMA: (RDMA, *_WITHOUT_NETWORK), NVLINK: (NVLINK,), SHM: _WITHOUT_NETWORK}
+ALL = (*TRANSPORTS, UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +186,10 @@ def words_of(view: RouterView) -> str:
 
 def fallback_of(view: RouterView, transport: str, interface: str | None) -> str | None:
     """Return a message if a worker doesn't move KV in the way that the spec requests, else None."""
-    slower = [link for link in view.used if link.transport not in (RDMA, *_WITHOUT_NETWORK)]
-    if transport == RDMA and slower:
+    slower = [link for link in view.used if link.transport not in _AS_GOOD.get(transport, ALL)]
+    if slower:
         who = _who([link.pods if isinstance(link, PairLink) else link.pod for link in slower])
-        return f"transport rdma is asked for, but {who} uses {slower[0].transport}"
+        return f"transport {transport} is asked for, but {who} uses {slower[0].transport}"
     # With RDMA a worker names the device, and not the interface.
     networked = [w for w in view.workers if w.transport not in (RDMA, *_WITHOUT_NETWORK)]
     if interface is not None and (strays := [w for w in networked if w.interface != interface]):

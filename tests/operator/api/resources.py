@@ -68,8 +68,7 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         "spec.router.upstream.percent", "spec.router.upstream.percent",
     ),
     "a canary with Recreate": (
-        good(rollout={"canary": {}, "strategy": "Recreate"}), "a canary needs the strategy RollingUpdate",
-        "spec.rollout.canary",
+        good(rollout={"canary": {}, "strategy": "Recreate"}), "needs the strategy RollingUpdate", "spec.rollout.canary",
     ),
     "a canary with most of the requests": (
         good(rollout={"canary": {"weight": 51}}), "spec.rollout.canary.weight", "spec.rollout.canary.weight",
@@ -235,25 +234,26 @@ BAD: dict[str, tuple[Obj, str, str]] = {
 }  # fmt: skip
 
 _ADAPTERS = {"adapters": [{"name": "law", "uri": "file:///law"}]}
+_EXACT: Obj = {"engine": {"numerics": "Exact"}}
+_GPU: Obj = {"accelerator": {"count": 1}}
+_ON_HOST: Obj = {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}}
 _FLIP: Obj = {"autoscaling": _SCALE}
 _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
-    ("builtin", "has no engine.args", "engine.args", {"engine": {"args": ["--x"]}}),
-    ("builtin", "has no prefill.args", "prefill.args", {"prefill": {"args": ["--x"]}}),
-    ("builtin", "has no decode.args", "decode.args", {"decode": {"args": ["--x"]}}),
+    *(("builtin", f"has no {p}.args", f"{p}.args", {p: {"args": ["--x"]}}) for p in ("engine", "prefill", "decode")),
     ("builtin", "has no engine.leaseSeconds", "engine.leaseSeconds", {"engine": {"leaseSeconds": 60}}),
     ("builtin", "has no model.adapters", "model.adapters", {"model": _ADAPTERS}),
     ("builtin", "knows no engine.experimental", "engine.experimental", {"engine": {"experimental": True}}),
+    *(("builtin", "has engine.numerics E", "engine.numerics", {**_EXACT, p: _GPU}) for p in ("prefill", "decode")),
     *(
         (engine, *row)
         for engine in ("vllm", "sglang", "lmdeploy")
         for row in (
             ("takes only none", "engine.quantization", {"engine": {"quantization": "int8"}}),
             ("takes only lru", "engine.prefixCaching.eviction", {"engine": {"prefixCaching": {"eviction": "fifo"}}}),
-            (
-                "has no engine.prefixCaching.hostMemory", "engine.prefixCaching.hostMemory",
-                {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}},
-            ),
+            ("takes only auto", "kvTransfer.transport", {"kvTransfer": {"transport": "nvlink"}}),
+            ("has no engine.prefixCaching.hostMemory", "engine.prefixCaching.hostMemory", _ON_HOST),
             ("has no kvTransfer.integrity", "kvTransfer.integrity", {"kvTransfer": {"integrity": "mac"}}),
+            ("has no engine.numerics", "engine.numerics", {"engine": {"numerics": "Fast"}}),
             ("knows no scaling.roleFlip", "scaling.roleFlip",
              {"prefill": _FLIP, "decode": _FLIP, "scaling": {"roleFlip": True}}),
         )

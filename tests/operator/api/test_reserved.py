@@ -30,7 +30,8 @@ _POOL = {
 FULLEST = good(
     model={"uri": "hf://org/name", "name": "n", "revision": "main", "authSecretRef": {"name": "hf"}},
     engine={
-        "dtype": "bfloat16", "quantization": "int8", "maxModelLen": 4096, "blockSizeTokens": 32, "threads": 2,
+        "dtype": "bfloat16", "quantization": "int8", "numerics": "Fast", "maxModelLen": 4096, "blockSizeTokens": 32,
+        "threads": 2,
         "prefixCaching": {"enabled": True, "eviction": "fifo", "hostMemory": "1Gi"},
     },
     prefill=_POOL,

@@ -68,7 +68,7 @@ def network(**more: Any) -> dict[str, Any]:
         ),
         (good(decode={"accelerator": {"product": "A", "count": 0}}), "spec.decode.accelerator.product", "InvalidSpec"),
         (
-            good(kvTransfer={"transport": "rdma", **network(rdmaResource={"name": "rdma/a"})}),
+            good(kvTransfer={"transport": "shm", "fallback": "Forbid"}),
             "spec.kvTransfer.transport", "NeverReady",
         ),
     ],

@@ -11,7 +11,7 @@ from disagg_operator.autoscaling.policy.decision import METRICS_UNAVAILABLE, Dec
 from disagg_operator.controller.acceptance import assess
 from disagg_operator.controller.intent import intent_of, pool_intents
 from disagg_operator.controller.replicas import Replicas
-from disagg_operator.status.conditions import Intent, PoolIntent
+from disagg_operator.status.conditions import Condition, Intent, PoolIntent
 
 POOLS = (PoolIntent("prefill", 1, "spec", "s"), PoolIntent("decode", 2, "autoscaler", "s", autoscaled=True))
 
@@ -44,14 +44,13 @@ RDMA = {"transport": "rdma", "network": {"attachmentRef": {"name": "fast"}, "rdm
 
 
 def test_an_experiment_is_told_only_of_a_resource_that_opts_in() -> None:
-    def experiment(engine: str, /, **spec: Any) -> tuple[str, str] | None:
-        return intent_of(assess(of(engine, **spec)).plan, POOLS, "5d8f").experiment
+    def experiment(engine: str, /, **spec: Any) -> tuple[Condition, ...]:
+        return intent_of(assess(of(engine, **spec)).plan, POOLS, "5d8f").declared
 
-    found = experiment("lmdeploy", engine={"experimental": True}, kvTransfer=RDMA)
-    assert found is not None
-    assert found[0] == "UnpinnedKV"
-    assert "disagg_engine_other_first_tokens_total" in found[1]
-    assert experiment("lmdeploy") is experiment("vllm") is intent().experiment is None
+    (found,) = experiment("lmdeploy", engine={"experimental": True}, kvTransfer=RDMA)
+    assert (found.type, found.status, found.reason) == ("Experimental", "True", "UnpinnedKV")
+    assert "disagg_engine_other_first_tokens_total" in found.message
+    assert experiment("lmdeploy") == experiment("vllm") == intent().declared == ()
 
 
 NETWORK = {"attachmentRef": {"name": "fast"}, "interface": "net3", "rdmaResource": {"name": "rdma/hca"}}

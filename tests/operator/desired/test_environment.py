@@ -9,6 +9,10 @@ from tests.operator.api.resources import good, of
 
 from disagg_operator.api import parse
 from disagg_operator.desired.environment import adapter_environment, router_environment, worker_environment
+from disagg_operator.desired.facts import Images
+from disagg_operator.desired.local_process import worker_process
+from disagg_operator.desired.pod_templates import worker_template
+from disagg_operator.desired.renderer import FIRST, WORKER_TRANSPORT
 from disagg_operator.performance.declared import profile_of
 
 
@@ -48,6 +52,8 @@ def test_a_worker_is_told_what_the_spec_says(spec: dict[str, Any], variable: str
         ({"decode": {"kvCacheSize": "1Gi"}}, "DISAGG_KV_CACHE_BYTES", str(1 << 30)),
         ({"engine": {"prefixCaching": {"hostMemory": "2Mi"}}}, "DISAGG_HOST_CACHE_BYTES", str(2 << 20)),
         ({"kvTransfer": {"integrity": "crc32c"}}, "DISAGG_TRANSFER_INTEGRITY", "crc32c"),
+        ({"engine": {"numerics": "Exact"}}, "DISAGG_NUMERICS", "exact"),
+        ({"engine": {"numerics": "Fast"}}, "DISAGG_NUMERICS", "fast"),
     ],
 )
 def test_an_optional_field_is_a_variable_only_where_it_is_set(spec: dict[str, Any], variable: str, value: str) -> None:
@@ -75,6 +81,19 @@ def test_an_adapter_is_told_of_lora_adapters_and_of_the_experiment() -> None:
     rdma: dict[str, Any] = {"kvTransfer": {"transport": "rdma", "network": network}}
     dd = parse(of("lmdeploy", engine={"experimental": True}, **rdma))
     assert adapter_environment(dd, "prefill", "prefill")["DISAGG_EXPERIMENTAL"] == "true"
+
+
+@pytest.mark.parametrize("transport", ["rdma", "tcp", "auto"])
+def test_a_worker_knows_the_transport_unless_it_was_rendered_before_there_was_a_choice(transport: str) -> None:
+    network = {"attachmentRef": {"name": "n"}, "rdmaResource": {"name": "rdma/hca"}}
+    dd = parse(good(kvTransfer={"transport": transport, "network": network}))
+    for renderer, known in ((FIRST, False), (WORKER_TRANSPORT, transport != "auto")):
+        template, _ = worker_template(dd, "decode", Images(renderer=renderer))
+        found = {e["name"]: e.get("value") for e in template["spec"]["containers"][0]["env"]}
+        assert found.get("DISAGG_TRANSPORT") == (transport if known else None)
+    assert worker_process(dd, "decode", 0, 1, "key").environment.get("DISAGG_TRANSPORT") == (
+        None if transport == "auto" else transport
+    )
 
 
 FLIPPING: dict[str, Any] = {

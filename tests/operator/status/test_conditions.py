@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from disagg_operator.status import changes, conditions
-from disagg_operator.status.conditions import Intent, PoolIntent
+from disagg_operator.status.conditions import Condition, Intent, PoolIntent
 from disagg_operator.status.effectiveness import Verdict
 from disagg_operator.status.kv_links import RouterView, WorkerLink
 from disagg_operator.status.pod_problems import Problem
@@ -337,7 +337,7 @@ def test_a_verdict_outlives_the_operator_and_not_the_prefill_pool() -> None:
 
 
 def test_an_experiment_is_a_condition_and_one_warning_that_leaves_the_others_alone() -> None:
-    tried = replace(INTENT, experiment=("UnpinnedKV", "watch the counter"))
+    tried = replace(INTENT, declared=(Condition("Experimental", "True", "UnpinnedKV", "watch the counter"),))
     before = conditions.build(INTENT, seen(), {}, NOW)
     after = conditions.build(tried, seen(), before, LATER)
     found = {c["type"]: c for c in after["conditions"]}

@@ -116,6 +116,11 @@ def test_what_one_worker_cannot_prove_is_not_proved() -> None:
         (links("shm", "nvlink"), "rdma", "net2", None),
         (links("rdma"), "rdma", "net1", None),
         (links("rdma", "tcp"), "rdma", None, "transport rdma is asked for, but 1 uses tcp"),
+        (links("shm"), "nvlink", None, "transport nvlink is asked for, but 0 uses shm"),
+        (links("nvlink"), "shm", None, None),
+        (links("tcp"), "shm", None, "transport shm is asked for, but 0 uses tcp"),
+        (links("rdma"), "tcp", None, None),
+        (RouterView(1, 1, (replace(DECODE, transport="rdma", interface="mlx5_0:1"),)), "rdma", "net1", None),
         (links("unknown"), "rdma", None, "transport rdma is asked for, but 0 uses unknown"),
         (
             RouterView(1, 1, (replace(DECODE, interface=""),)),

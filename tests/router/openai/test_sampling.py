@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_router.errors import ApiError
-from disagg_router.openai.sampling import check_prompt, sampling_of
+from disagg_router.openai.sampling import check_prompt, most_chars, sampling_of
 from disagg_router.openai.schema import ChatRequest, CompletionRequest, parse
 from disagg_router.workers.catalogue import Model
 from disagg_router.workers.worker_info import Identity
@@ -88,3 +88,8 @@ def test_what_is_asked_for_reaches_the_worker() -> None:
     assert sampling_of(parse(CompletionRequest, PLAIN | {"top_k": -1}), MODEL, 10, 7)["top_k"] == 0
     formed = sampling_of(parse(ChatRequest, CHAT | {"structured_outputs": {"regex": "a+"}}), MODEL, 10, 7)
     assert formed["structured"] == {"kind": "regex", "value": "a+"}
+
+
+@pytest.mark.parametrize(("context", "chars"), [(100, 1 << 16), (2048, 1 << 16), (2049, 65_568), (1 << 20, 32 << 20)])
+def test_a_text_may_have_many_characters_for_each_token_of_the_context(context: int, chars: int) -> None:
+    assert most_chars(Model(Identity("m", "D"), context, 2048, (0,))) == chars

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from disagg_router.errors import ApiError
 from disagg_router.text.tokenizer import Detokenizer, Text
@@ -122,3 +127,75 @@ def test_special_tokens_are_there_for_the_template() -> None:
         FILES | {"tokenizer_config": config, "chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"}
     )
     assert text.encode_chat([{"role": "user", "content": ""}]) == [1, 0]
+
+
+class Counted:
+    """A text that counts the tokens that it decodes."""
+
+    def __init__(self) -> None:
+        self.decoded = 0
+        self.shows = TEXT.shows
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        self.decoded += len(tokens)
+        return TEXT.decode(tokens)
+
+
+@pytest.mark.parametrize("token", [0, 999_999, 300, "half"])
+def test_each_token_costs_the_same_however_many_there_were_before(token: int | str) -> None:
+    """Also if none of them shows anything, as with special tokens."""
+    if token == "half":
+        token = next(t for t in range(2048) if TEXT.piece(t) == "\ufffd")
+    assert isinstance(token, int)
+    text = Counted()
+    machine = Detokenizer(cast(Text, text))
+    for _ in range(2000):
+        machine.feed(token)
+    assert text.decoded <= 2000 * 48
+
+
+@given(st.lists(st.integers(0, 2047) | st.sampled_from([0, 1, 2, 999_999]), max_size=60))
+def test_many_tokens_that_show_nothing_change_no_text(tokens: list[int]) -> None:
+    assert "".join(fed(tokens)) == TEXT.decode(tokens)
+
+
+@given(HARD, st.booleans())
+def test_the_quick_way_gives_the_tokens_of_the_plain_one(text: str, special: bool) -> None:
+    plain = Tokenizer.from_str(FILES["tokenizer_json"])
+    assert TEXT.encode(text, special=special) == plain.encode(text, add_special_tokens=special).ids
+
+
+def test_a_text_that_is_too_long_is_refused_before_it_is_tokenized() -> None:
+    assert len(TEXT.encode("a" * 100, special=False, most_chars=100)) > 0
+    text = Text(FILES)
+    text._tokenizer = cast(Any, None)
+    chat = [{"role": "user", "content": "a" * 101}]
+    with pytest.raises(ApiError, match="the prompt has 101") as caught:
+        text.encode("a" * 101, special=False, most_chars=100)
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+    with pytest.raises(ApiError, match="the prompt has") as caught:
+        text.encode_chat(chat, 100)
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+
+
+def test_other_threads_run_while_a_text_is_tokenized() -> None:
+    """A thread that counts gets as far as it can only if the lock is free for it."""
+    counted, over = 0, threading.Event()
+
+    def tokenize() -> None:
+        TEXT.encode("import os " * 100_000, special=False)
+        over.set()
+
+    thread = threading.Thread(target=tokenize)
+    thread.start()
+    while not over.is_set():
+        counted += 1
+        time.sleep(0)
+    thread.join()
+    assert counted > 50
+
+
+def test_tokens_that_show_nothing_may_stand_in_the_middle_of_a_character() -> None:
+    first, *rest = TEXT.encode("🙂", special=False)
+    assert len(rest) > 1
+    assert "".join(fed([first, *[0] * 40, *rest])) == "🙂"

@@ -97,6 +97,8 @@ def test_a_worker_serves_its_role_while_it_is_ready_and_at_home(
         {"features": None},
         {"model": INFO["model"] | {"adapter_digests": ["sql"]}},
         {"model": INFO["model"] | {"adapter_digests": {"sql": 5}}},
+        {"kv": INFO["kv"] | {"transports": ["rdma"]}},
+        {"kv": INFO["kv"] | {"transports": {"rdma": 5}}},
     ],
 )
 def test_a_peer_that_is_not_understood_is_a_value_error_whatever_is_wrong(garbled: dict[str, Any]) -> None:
@@ -138,6 +140,12 @@ def test_the_evidence_of_a_transport_is_one_of_two_words_or_not_known(said: Any,
     parsed = parse_info(Member("w", "http://w"), INFO | {"kv": INFO["kv"] | {"evidence": said}})
     assert parsed is not None
     assert parsed.evidence == wanted
+
+
+def test_the_transports_of_a_worker_are_kept_with_their_domains() -> None:
+    parsed = parse_info(Member("w", "http://w"), INFO | {"kv": INFO["kv"] | {"transports": {"shm": "here"}}})
+    assert parsed is not None
+    assert (dict(parsed.transports), dict(P.transports)) == ({"shm": "here"}, {})
 
 
 def test_a_worker_that_still_loads_is_no_worker_yet() -> None:

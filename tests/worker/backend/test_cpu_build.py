@@ -15,6 +15,7 @@ from tests.worker.backend import kernels
 from disagg_worker.backend import select
 from disagg_worker.backend.cpu import build, library
 from disagg_worker.backend.plain import PlainBackend
+from disagg_worker.values.choices import Numerics
 
 V3 = "processor : 0\nflags\t\t: fpu sse2 avx avx2 fma bmi1 bmi2\n"
 V4 = V3.replace("bmi2", "bmi2 avx512f avx512bw avx512cd avx512dq avx512vl")
@@ -85,6 +86,29 @@ def test_a_failing_compiler_is_a_clear_error(tmp_path: Path, monkeypatch: pytest
 def test_select(device: str, name: str) -> None:
     backend = select.select(device, 1)
     assert (backend.name, backend.device) == (name, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("device", "numerics", "kind"),
+    [
+        ("cpu", "exact", "CpuBackend"),
+        ("cpu", "fast", "CpuBackend"),
+        ("plain", "auto", "PlainBackend"),
+        ("plain", "fast", "PlainBackend"),
+        ("plain", "exact", "RowByRowBackend"),
+    ],
+)
+def test_exact_numerics_are_kept_or_not_promised(device: str, numerics: Numerics, kind: str) -> None:
+    backend = select.select(device, 1, numerics=numerics)
+    assert type(backend).__name__ == kind
+    assert backend.exact == (kind != "PlainBackend")
+
+
+def test_exact_numerics_are_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "on_device", lambda *_: PlainBackend(torch.device("cuda")))
+    assert not select.select("cuda", 1).exact
+    with pytest.raises(ValueError, match="numerics: exact is not supported on a GPU"):
+        select.select("cuda", 1, numerics="exact")
 
 
 def test_auto_takes_what_the_machine_has() -> None:

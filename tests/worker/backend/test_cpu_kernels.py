@@ -189,8 +189,51 @@ def test_decode_attention(
     q = torch.randn(len(lengths), kv_heads * group, head_dim)
     expected = PLAIN.attend(q, q, q, batch, widened(cache), 1, window)
     for level in kernels.LEVELS:
-        found = kernels.backend(level).attend(q, q, q, batch, cache, 1, window)
+        cpu = kernels.backend(level)
+        close_attention(cpu, dtype, cpu.attend(q, q, q, batch, cache, 1, window), expected)
+
+
+def close_attention(cpu: CpuBackend, dtype: torch.dtype, found: torch.Tensor, expected: torch.Tensor) -> None:
+    if cpu.rounds_inputs and dtype == torch.bfloat16:  # Queries and probabilities are rounded, too.
+        torch.testing.assert_close(found, expected, rtol=2**-6, atol=2**-6 * expected.abs().max().item())
+    else:
         close(found, expected)
+
+
+@settings(max_examples=examples(30))
+@given(
+    first=st.integers(0, 70),
+    tokens=st.integers(2, 40),
+    group=st.sampled_from([1, 2, 3, 7, 12]),
+    head_dim=st.sampled_from([8, 12, 64, 80, 128]),
+    window=st.sampled_from([None, 1, 7, 8, 50]),
+    size=st.sampled_from([1, 3, 8, 16, 32]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_a_token_attends_alone_as_in_a_chunk(
+    first: int, tokens: int, group: int, head_dim: int, window: int | None, size: int, dtype: torch.dtype
+) -> None:
+    """Compute each token of a chunk by itself and with others in a decode batch: the bits are those
+    of the chunk, whatever came before it.
+    """
+    length, blocks = first + tokens, 120
+    cache = kernels.cache(2, head_dim, dtype, blocks=blocks, size=size)
+    q = torch.randn(tokens, 2 * group, head_dim)
+    whole = kernels.prefill_batch([(first, tokens)], blocks=blocks, size=size)
+    table = whole.chunks[0].table
+    decode = kernels.decode_batch([length], blocks=blocks, size=size)
+    lengths = torch.arange(first + 1, length + 1)
+    decode = replace(decode, tables=table.repeat(tokens, 1), lengths=lengths)
+    none = torch.empty(0)
+    for level in kernels.LEVELS:
+        cpu = kernels.backend(level)
+        expected = cpu.attend(q, none, none, whole, cache, 1, window)
+        assert torch.equal(cpu.attend(q, none, none, decode, cache, 1, window), expected)
+        cut = tokens // 2
+        for part in (slice(0, cut), slice(cut, tokens)):
+            rest = replace(whole, chunks=(replace(whole.chunks[0], start=0, stop=part.stop - part.start,
+                                                  first=first + part.start),))  # fmt: skip
+            assert torch.equal(cpu.attend(q[part].contiguous(), none, none, rest, cache, 1, window), expected[part])
 
 
 def test_a_sequence_attends_alone_as_in_a_batch(cpu: CpuBackend) -> None:
@@ -221,11 +264,7 @@ def test_prefill_attention(
     expected = _attended(q, batch, widened(cache), window)
     for level in kernels.LEVELS:
         none, cpu = torch.empty(0), kernels.backend(level)
-        found = cpu.attend(q, none, none, batch, cache, 1, window)
-        if cpu.rounds_inputs and dtype == torch.bfloat16:  # Queries and probabilities are rounded, too.
-            torch.testing.assert_close(found, expected, rtol=2**-6, atol=2**-6 * expected.abs().max().item())
-        else:
-            close(found, expected)
+        close_attention(cpu, dtype, cpu.attend(q, none, none, batch, cache, 1, window), expected)
 
 
 def _attended(q: torch.Tensor, batch: Batch, cache: torch.Tensor, window: int | None) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,13 @@ from tests.worker.backend import kernels
 
 from disagg_worker.backend.interface import Backend, Batch
 from disagg_worker.backend.plain import PlainBackend
+from disagg_worker.backend.row_by_row import RowByRowBackend
 from disagg_worker.model.decoder import Decoder
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
+from disagg_worker.values.choices import Quantization
 
+WINDOWED: dict[str, Any] = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 9}
 LENGTHS = [5, 40, 17, 64, 1, 33, 9, 80]
 
 
@@ -90,6 +94,64 @@ def test_prefill_and_decode_write_the_same_kv(tmp_path: Path, level: str) -> Non
         net.forward(replace(prefill, token_ids=ids), by_prefill)
         run(replace(decode, token_ids=ids, slots=slots, tables=table[None].contiguous()), by_decode)
     assert torch.equal(by_prefill, by_decode)
+
+
+def check_tokens_are_the_same(
+    folder: Path, backend: Backend, quantization: Quantization, dtype: torch.dtype, tokens: int
+) -> None:
+    """Decode one token at a time, and prefill the same tokens in one chunk and in several ones: all
+    logits and the KV have the same bits.
+    """
+    checkpoints.make(folder, head_dim=64, hidden_size=96, intermediate_size=96, **WINDOWED)
+    net = load_network(folder, load_config(folder), dtype, backend, quantization=quantization).network
+    decoded = kernels.cache(2, 64, dtype)
+    run = net.backend.decode_program(net, decoded) or net.forward
+    table = kernels.prefill_batch([(0, tokens)]).chunks[0].table
+    ids, logits = torch.tensor([7 * i * i % 97 for i in range(tokens)]), []
+    for at in range(tokens):
+        batch, slots = kernels.decode_batch([at + 1]), table[at // 8 : at // 8 + 1] * 8 + at % 8
+        one = replace(batch, token_ids=ids[at : at + 1], slots=slots, tables=table[None].contiguous())
+        logits.append(run(one, decoded)[0])
+    for parts in ([tokens], [1, tokens - 1], [tokens // 2 + 1, tokens - tokens // 2 - 1], [8, 1, tokens - 9]):
+        prefilled, first = kernels.cache(2, 64, dtype), 0
+        for n in parts:
+            batch = kernels.prefill_batch([(first, n)])
+            chunk = replace(batch.chunks[0], table=table[: -(-(first + n) // 8)].contiguous())
+            slots = table[batch.positions // 8] * 8 + batch.positions % 8
+            whole = replace(batch, token_ids=ids[first : first + n], slots=slots, chunks=(chunk,))
+            assert torch.equal(net.forward(whole, prefilled), torch.stack(logits[first : first + n]))
+            first += n
+        assert torch.equal(prefilled, decoded)
+
+
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_token_has_the_same_logits_and_kv_decoded_and_prefilled(
+    tmp_path: Path, level: str, quantization: Quantization, dtype: torch.dtype
+) -> None:
+    check_tokens_are_the_same(tmp_path, kernels.backend(level), quantization, dtype, 30)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_plain_torch_row_by_row_computes_the_same_token_decoded_and_prefilled(
+    tmp_path: Path, quantization: Quantization, dtype: torch.dtype
+) -> None:
+    check_tokens_are_the_same(tmp_path, RowByRowBackend(torch.device("cpu")), quantization, dtype, 20)
+
+
+@torch.inference_mode()
+def test_row_by_row_is_plain_torch_but_for_rounding(tmp_path: Path) -> None:
+    folder, cpu = checkpoints.make(tmp_path, head_dim=8, **WINDOWED), torch.device("cpu")
+    plain, rows = (network(folder, kind(cpu), torch.float32) for kind in (PlainBackend, RowByRowBackend))
+    prompts = replace(kernels.prefill_batch([(0, 19), (13, 6)]), token_ids=torch.arange(25))
+    for batch in (decode_batch(), prompts, replace(prompts, last=torch.tensor([], dtype=torch.long))):
+        cache, other = kernels.cache(2, 8, torch.float32), kernels.cache(2, 8, torch.float32)
+        torch.testing.assert_close(rows.forward(batch, cache), plain.forward(batch, other), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(cache, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("level", kernels.LEVELS)

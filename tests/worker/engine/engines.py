@@ -15,6 +15,7 @@ from disagg_protocol.events import ErrorEvent, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.steps import Steps
+from disagg_worker.values.kv_blocks import KvBlocks
 
 GREEDY = SamplingParams(seed=1, max_new_tokens=12, temperature=0.0)
 RANDOM = SamplingParams(seed=5, max_new_tokens=12, temperature=0.9, top_p=0.9, presence_penalty=0.4)
@@ -45,8 +46,12 @@ class Keeper:
         self.first: TokenEvent | None = None
         self.aborted: list[str] = []
 
-    def layer_ready(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
-        for i, block in enumerate(blocks, first_block):
+    @property
+    def reads_region(self) -> bool:
+        return False
+
+    def layer_ready(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
+        for i, block in enumerate(blocks.views(layer), first_block):
             self.reported.append((layer, i))
             self.parts[layer, i] = bytes(block)
 

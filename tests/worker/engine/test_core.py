@@ -206,14 +206,14 @@ def test_a_reservation_holds_blocks_until_it_is_released_or_taken(make: Make) ->
         engine.decode(held, prompt(9), 9, GREEDY, Collector())
     for layer, block in ((0, 3), (2, 0), (0, -1)):
         with pytest.raises(IndexError):
-            held.layer_view(layer, block)
+            held.blocks(block, 1).views(layer)
     held.release()
     held.release()
     assert engine.load().blocks_leased == 0
     with pytest.raises(InvalidInput, match="has ended"):
         engine.decode(held, prompt(10), 9, GREEDY, Collector())
     with pytest.raises(ValueError, match="has ended"):
-        held.layer_view(0, 0)
+        held.blocks(0, 1)
 
 
 def test_a_cache_too_small_for_one_request_is_refused_at_start(make: Make) -> None:

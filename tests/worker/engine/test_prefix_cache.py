@@ -179,11 +179,11 @@ def test_a_reference_that_outlived_its_reservation_reads_nobodys_kv(make: Make) 
         engine._store,
         engine._memory,
     )
-    copy.layer_view(0, 0)
+    copy.blocks(0, 1)
     held.release()
     others = engine.reserve("other", 200, 255)
     with pytest.raises(StaleReference):
-        copy.layer_view(0, 0)
+        copy.blocks(0, 1)
     with pytest.raises(InvalidInput, match="has ended"):
         engine.decode(held, prompt(10), 9, GREEDY, Collector())
     others.release()

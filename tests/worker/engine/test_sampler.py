@@ -15,7 +15,7 @@ from tests.profiles import examples
 
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine import sampler
-from disagg_worker.engine.sampler import Row, Sampled, sample_rows, uniform
+from disagg_worker.engine.sampler import Row, Sampled, noise, sample_rows
 
 VOCAB = 32
 PLAIN = SamplingParams(seed=7, max_new_tokens=100)
@@ -67,13 +67,61 @@ def test_a_row_draws_the_same_token_alone_and_in_any_batch(
     assert sample_rows(logits.flip(0), rows[::-1]) == alone[::-1]
 
 
-@given(st.integers(0, 2**63 - 1), st.integers(0, 100_000))
-def test_the_random_number_belongs_to_seed_and_position(seed: int, position: int) -> None:
-    value = uniform(seed, position)
-    assert 0.0 <= value < 1.0
-    assert uniform(seed, position) == value
-    assert uniform(seed, position + 1) != value
-    assert uniform(seed ^ 1, position) != value
+@given(st.integers(0, 2**63 - 1), st.integers(0, 100_000), st.integers(1, 200))
+def test_the_noise_belongs_to_seed_position_and_token(seed: int, position: int, vocab: int) -> None:
+    values = noise(seed, position, 200)
+    assert (values > 0).all()
+    assert (values < 1).all()
+    assert np.array_equal(noise(seed, position, vocab), values[:vocab])
+    assert not np.isin(noise(seed, position + 1, 200), values).any()
+    assert not np.isin(noise(seed ^ 1, position, 200), values).any()
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+def test_a_forbidden_token_is_never_drawn(monkeypatch: pytest.MonkeyPatch, number: float) -> None:
+    """Draw the least and the largest number, the edges of the logarithm."""
+
+    class Constant:
+        def random(self, n: int) -> Any:
+            return np.full(n, number)
+
+    monkeypatch.setattr(np.random, "Generator", lambda _: Constant())
+    allowed = np.array([False, True, False])
+    logits = np.array([9.0, 1.0, 9.0], dtype=np.float32)
+    assert sampler.sample(logits, PLAIN, [1], 1, allowed).token == 1
+
+
+@settings(max_examples=examples(60))
+@given(params, tokens, st.integers(0, 99), st.lists(st.integers(0, VOCAB - 1), max_size=6), st.floats(0.01, 9.0))
+def test_what_loses_may_lose_by_more(
+    change: SamplingParams, tokens: list[int], seed: int, losers: list[int], by: float
+) -> None:
+    """Make tokens that were not drawn less likely: without a filter, the same one is drawn."""
+    unfiltered = replace(change, top_p=1.0, top_k=0, min_p=0.0, logprobs=None)
+    logits = _logits(seed)
+    drawn = sample(logits, unfiltered, tokens, 1).token
+    for loser in set(losers) - {drawn, *tokens}:
+        logits[loser] -= by
+    assert sample(logits, unfiltered, tokens, 1).token == drawn
+
+
+@settings(max_examples=examples(60))
+@given(params, tokens, st.integers(0, 99))
+def test_rounding_changes_only_what_is_nearly_tied(params: SamplingParams, tokens: list[int], seed: int) -> None:
+    """Move each logit by up to a hundred-thousandth: if another token is drawn, the two were about
+    that close, or a filter keeps another set.
+    """
+    logits, prompt_tokens = _logits(seed), max(1, len(tokens) // 2)
+    moved = logits + (torch.rand(VOCAB, generator=torch.Generator().manual_seed(seed + 100)) - 0.5) * 2e-5
+    before = sample(logits, params, tokens, prompt_tokens).token
+    after = sample(moved, params, tokens, prompt_tokens).token
+    if before == after:
+        return
+    filtered = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+    adjusted = sampler._penalised(logits.numpy(), params, tokens, prompt_tokens, None).astype(np.float64)
+    gumbel = -np.log(-np.log(noise(params.seed, len(tokens), VOCAB)))
+    sums = adjusted / max(params.temperature, 1e-5) + gumbel
+    assert filtered or abs(sums[before] - sums[after]) < 1e-3
 
 
 def test_the_logits_are_left_as_they_were() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from disagg_protocol.events import Event
@@ -20,9 +24,27 @@ def _no_sink(event: Event) -> None: ...
 class Sender:
     """A transfer that does nothing."""
 
+    reads_region = False
+
     def layer_ready(self, layer: int, first_block: int, blocks: Any) -> None: ...
     def commit(self, first_token: Any) -> None: ...
     def abort(self, error: Any) -> None: ...
+
+
+@dataclass
+class Mask:
+    """A mask that is there or not, and a grammar whose masks come soon or not."""
+
+    ready: bool
+    quick: bool
+
+    def ask(self, emitted: Many[int]) -> None: ...
+
+    def wait(self, timeout_s: float) -> bool:
+        return self.ready
+
+    def allowed(self, emitted: Many[int]) -> npt.NDArray[np.bool_]:
+        return np.ones(1, dtype=np.bool_)
 
 
 def sequence(tokens: list[int], prompt_tokens: int = 3, due_s: float | None = None, **sampling: Any) -> Sequence:
@@ -87,3 +109,19 @@ def test_blocks_are_those_that_it_holds() -> None:
     assert s.blocks == []
     s.holding = Holding(State.USED, [4, 2], [0, 0])
     assert s.blocks == [4, 2]
+
+
+def test_a_prompt_waits_for_its_mask_and_a_step_only_for_one_that_takes_long() -> None:
+    found = {}
+    for ready in (False, True):
+        for quick in (False, True):
+            s = sequence([1, 2, 3])
+            s.grammar = Mask(ready, quick)
+            found[ready, quick] = s.masked, s.may_step
+    assert found == {
+        (False, False): (False, False),
+        (False, True): (False, True),
+        (True, False): (True, True),
+        (True, True): (True, True),
+    }
+    assert (sequence([1]).masked, sequence([1]).may_step) == (True, True)

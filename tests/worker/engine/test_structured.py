@@ -28,7 +28,7 @@ SCHEMA = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "maxLength": 8},
-        "age": {"type": "integer"},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
         "tags": {"type": "array", "maxItems": 2, "items": {"enum": ["a", "b"]}},
     },
     "required": ["name", "age", "tags"],

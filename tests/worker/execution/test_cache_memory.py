@@ -4,6 +4,7 @@ itself.
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import pytest
@@ -75,6 +76,18 @@ def test_parts_of_the_heads_make_the_bytes_of_the_whole_and_back(dtype: torch.dt
     rebuilt = torch.cat([p.tensor.view(torch.uint8) for p in parts], dim=3)
     assert torch.equal(rebuilt[1], whole.tensor.view(torch.uint8)[1])
     assert not rebuilt[4].any()
+
+
+def test_the_region_is_where_the_views_lie() -> None:
+    whole, parts = _halves(torch.bfloat16)
+    for memory, is_cache in ((whole, True), (parts[1], False)):
+        for layer in range(3):
+            memory.view(layer, 2)[:] = bytes([7 + layer]) * memory.layout.layer_block_bytes
+        address, size_bytes, _ = memory.region.piece(2)
+        views = b"".join(memory.view(layer, 2) for layer in range(3))
+        assert ctypes.string_at(address, size_bytes) == views
+        assert (memory.region.blocks, memory.region.device, memory.region_is_cache) == (6, None, is_cache)
+        assert memory.computed() is None
 
 
 def test_a_cache_without_a_host_copy_does_not_pretend_to_have_one() -> None:

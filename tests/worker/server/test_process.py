@@ -6,86 +6,23 @@ import asyncio
 import json
 import os
 import signal
-import socket
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from tests.worker.server.rig import HEADERS, body, prompt, tokens_of
+from tests.worker.server.process_rig import Process, process
+from tests.worker.server.rig import body, prompt, tokens_of
 
 pytestmark = pytest.mark.slow
 REPO = Path(__file__).parents[3]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        return int(s.getsockname()[1])
-
-
-@dataclass(frozen=True)
-class Process:
-    running: asyncio.subprocess.Process
-    http: httpx.AsyncClient
-
-    async def ready(self) -> None:
-        deadline_s = time.monotonic() + 60
-        while True:
-            try:
-                if (await self.http.get("/readyz")).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            assert self.running.returncode is None
-            assert time.monotonic() < deadline_s
-            await asyncio.sleep(0.05)
-
-    async def log(self) -> str:
-        """Wait for the end of the process and return its log."""
-        assert self.running.stderr is not None
-        async with asyncio.timeout(60):
-            return (await self.running.stderr.read()).decode()
-
-
-@asynccontextmanager
-async def process(folder: Path, role: str = "both", **variables: Any) -> AsyncIterator[Process]:
-    port = free_port()
-    environment = {name: os.environ[name] for name in ("PATH", "PYTHONPYCACHEPREFIX") if name in os.environ}
-    environment |= {
-        "PYTHONPATH": str(REPO / "worker"),
-        "OMP_NUM_THREADS": "1",
-        "DISAGG_ROLE": role,
-        "DISAGG_MODEL_URI": f"file://{folder}",
-        "DISAGG_MODEL_NAME": "tiny",
-        "DISAGG_CLUSTER_KEY_FILE": str(folder / "key"),
-        "DISAGG_PORT": str(port),
-        "DISAGG_KV_PORT": "0",
-        "DISAGG_KV_CACHE_BYTES": str(64 << 20),
-    }
-    environment |= {f"DISAGG_{k.upper()}": str(v) for k, v in variables.items()}
-    started = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "disagg_worker", env=environment, stderr=asyncio.subprocess.PIPE, cwd="/"
-    )
-    try:
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=30, trust_env=False
-        ) as http:
-            yield Process(started, http)
-    finally:
-        if started.returncode is None:
-            started.kill()
-        await started.communicate()
-
-
 @pytest.mark.parametrize("shipped", [False, True], ids=["tiny", "stdlib-llama"])
 async def test_two_processes_give_the_tokens_of_one(tiny: Path, shipped: bool) -> None:
     folder = REPO / "models" / "stdlib-llama" if shipped else tiny
-    key = {"cluster_key_file": tiny / "key"}
+    key: dict[str, Any] = {"cluster_key_file": tiny / "key"}
     async with (
         process(folder, "prefill", **key) as p,
         process(folder, "decode", **key) as d,

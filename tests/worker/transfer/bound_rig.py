@@ -32,6 +32,7 @@ class Lane:
         plain = FrameSocket(self.sock, 10)
         raw, header = plain.header()
         challenge = plain.control(raw, header)
+        self.challenge = challenge
         self.content = begin_content(key, challenge, ticket, incarnation, connection, "ab" * 16)
         keys = session_keys(key, challenge, self.content["proof"])
         self.plain = plain

@@ -19,6 +19,7 @@ from disagg_worker.transfer.frames import FrameType, Header, encode_header
 from disagg_worker.transfer.listener import KvListener, Session
 from disagg_worker.transfer.manifest import Digest, commit_payload
 from disagg_worker.transfer.received import Received
+from disagg_worker.values.kv_blocks import KvBlocks, Region
 from disagg_worker.values.layouts import KvLayout
 
 KEY = b"k" * 32
@@ -30,7 +31,11 @@ FIRST = TokenEvent(0, 7)
 
 
 class Memory:
-    """Implements contract.Reservation: the blocks of one sequence, as an engine would hold them."""
+    """Implements contract.Reservation and kv_blocks.KvCache: the blocks of one sequence, as an
+    engine would hold them.
+    """
+
+    layout = LAYOUT
 
     def __init__(self, n_blocks: int = BLOCKS, fill: bytes = b"") -> None:
         size = LAYOUT.layers * n_blocks * LAYOUT.layer_block_bytes
@@ -45,6 +50,19 @@ class Memory:
     def layer_view(self, layer: int, block: int) -> memoryview:
         start = (block * LAYOUT.layers + layer) * LAYOUT.layer_block_bytes
         return memoryview(self.bytes)[start : start + LAYOUT.layer_block_bytes]
+
+    @property
+    def region(self) -> Region:
+        raise NotImplementedError
+
+    def view(self, layer: int, block: int) -> memoryview:
+        return self.layer_view(layer, block)
+
+    def blocks(self, first: int, n: int) -> KvBlocks:
+        return KvBlocks(self, range(first, first + n))
+
+    def written_in_region(self) -> None:
+        raise NotImplementedError
 
     def release(self) -> None:
         self.released.put(True)
@@ -152,6 +170,23 @@ class Peer:
 
 def layer_header(layer: int, seq: int, **change: Any) -> Header:
     return dataclasses.replace(Header(FrameType.LAYER, layer, seq, 0, BLOCKS), **change)
+
+
+def layer_blocks() -> KvBlocks:
+    return SOURCE.blocks(0, BLOCKS)
+
+
+def big_block(size_bytes: int) -> KvBlocks:
+    """Return a block of which one layer has so many bytes, all of them 0."""
+
+    class Big(Memory):
+        layout = dataclasses.replace(LAYOUT, head_dim=size_bytes // LAYOUT.layer_block_bytes * LAYOUT.head_dim)
+
+        def view(self, layer: int, block: int) -> memoryview:
+            return memoryview(content)
+
+    content = bytearray(size_bytes)
+    return Big().blocks(0, 1)
 
 
 def layer_payload(layer: int) -> list[memoryview]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from tests.worker.transfer.bound_rig import CRC, MAC, PREFILL
-from tests.worker.transfer.rig import FIRST, KEY, LAYOUT, SOURCE, TOKENS, VOCAB, Memory, layer_payload, rig
+from tests.worker.transfer.rig import FIRST, KEY, LAYOUT, SOURCE, TOKENS, VOCAB, Memory, big_block, layer_blocks, rig
 
 from disagg_protocol.events import ErrorEvent
 from disagg_protocol.ticket import Ticket, sign
@@ -38,7 +38,7 @@ class Sending:
 
     def all(self) -> None:
         for layer in range(LAYOUT.layers):
-            self.sender.layer_ready(layer, 0, layer_payload(layer))
+            self.sender.layer_ready(layer, 0, layer_blocks())
         self.sender.commit(FIRST)
 
     def end(self) -> TransferDone:
@@ -111,9 +111,9 @@ def test_several_connections_share_the_layers() -> None:
     """The first connection is not read until the other one has sent all the rest."""
     with deaf_peer() as (ticket, server):
         sending = Sending(ticket, 2)
-        big = memoryview(bytearray(16 << 20))
+        big = big_block(16 << 20)
         for i in range(3):
-            sending.sender.layer_ready(0, i, [big])
+            sending.sender.layer_ready(0, i, big)
         sending.sender.commit(FIRST)
         first_sock, first = greet(server)
         second_sock, second = greet(server)
@@ -125,7 +125,7 @@ def test_several_connections_share_the_layers() -> None:
             assert [kind for kind in kinds if kind is not FrameType.PROGRESS] == [FrameType.LAYER, FrameType.COMMIT]
             first.send_json(FrameType.ACK, {})
             done = sending.end()
-            assert (done.error, done.kv_bytes) == (None, 3 * len(big))
+            assert (done.error, done.kv_bytes) == (None, 3 * (16 << 20))
 
 
 @pytest.mark.usefixtures("eager")
@@ -154,13 +154,13 @@ def test_the_peers_reason_is_passed_on() -> None:
 def test_a_peer_that_breaks_off_is_heard_at_once() -> None:
     with deaf_peer() as (ticket, server):
         sending = Sending(ticket, 1, SenderTimeouts(peer_s=60))
-        sending.sender.layer_ready(0, 0, layer_payload(0))
+        sending.sender.layer_ready(0, 0, layer_blocks())
         sock, link = greet(server)
         with sock:
             read(link)
             link.send_json(FrameType.ERROR, {"code": "transfer_failed", "message": "no more"})
             threading.Event().wait(0.05)
-            sending.sender.layer_ready(1, 0, layer_payload(1))
+            sending.sender.layer_ready(1, 0, layer_blocks())
             assert "transfer_failed: no more" in sending.error().message
 
 
@@ -170,7 +170,7 @@ def test_a_connection_that_breaks_ends_the_transfer(which: int) -> None:
     with deaf_peer() as (ticket, server):
         sending = Sending(ticket, 2, SenderTimeouts(peer_s=60, progress_s=0.05))
         for layer in range(LAYOUT.layers):
-            sending.sender.layer_ready(layer, 0, layer_payload(layer))
+            sending.sender.layer_ready(layer, 0, layer_blocks())
         greeted = [greet(server), greet(server)]
         greeted[which][0].close()
         assert sending.error().code == "transfer_failed"
@@ -207,9 +207,9 @@ def test_cancel_ends_every_connection(connections: int) -> None:
 def test_cancel_ends_sends_that_the_peer_does_not_read() -> None:
     with deaf_peer() as (ticket, server):
         sending = Sending(ticket, 2, SenderTimeouts(peer_s=60))
-        big = memoryview(bytearray(8 << 20))
+        big = big_block(8 << 20)
         for i in range(4):
-            sending.sender.layer_ready(0, i, [big])
+            sending.sender.layer_ready(0, i, big)
         greeted = [greet(server), greet(server)]
         for sock, _ in greeted:
             sock.recv(1)
@@ -232,7 +232,7 @@ def test_a_peer_that_never_answers_is_given_up(greets: bool) -> None:
 def test_while_it_computes_the_peer_hears_that_it_lives() -> None:
     with deaf_peer() as (ticket, server):
         sending = Sending(ticket, 1, SenderTimeouts(progress_s=0.02))
-        sending.sender.layer_ready(0, 0, layer_payload(0))
+        sending.sender.layer_ready(0, 0, layer_blocks())
         sock, link = greet(server)
         with sock:
             assert [read(link) for _ in range(3)] == [FrameType.LAYER, FrameType.PROGRESS, FrameType.PROGRESS]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from tests.worker.transfer.rig import BLOCKS, FIRST, KEY, LAYOUT, SOURCE, TOKENS, Memory, layer_payload, rig
+from tests.worker.transfer.rig import BLOCKS, FIRST, KEY, LAYOUT, SOURCE, TOKENS, Memory, big_block, layer_blocks, rig
 
 from disagg_protocol.events import ErrorEvent
 from disagg_protocol.ticket import Ticket, sign
@@ -29,7 +29,7 @@ class Sending:
         self.sender = TcpKvSender(ticket, KEY, "p/e", tokens, ("127.0.0.1", "lo"), self.done.put, timeouts)
 
     def layer(self, layer: int) -> None:
-        self.sender.layer_ready(layer, 0, layer_payload(layer))
+        self.sender.layer_ready(layer, 0, layer_blocks())
 
     def all(self) -> None:
         for layer in range(LAYOUT.layers):
@@ -92,7 +92,7 @@ def test_blocks_may_come_chunk_by_chunk() -> None:
         sending = Sending(session.ticket)
         for first, last in ((0, 2), (2, BLOCKS)):
             for layer in range(LAYOUT.layers):
-                sending.sender.layer_ready(layer, first, layer_payload(layer)[first:last])
+                sending.sender.layer_ready(layer, first, layer_blocks().part(first, last))
         sending.sender.commit(FIRST)
         assert sending.end().error is None
         assert isinstance(session.reservation, Memory)
@@ -179,9 +179,9 @@ def test_cancel_ends_the_wait_for_the_acknowledgement_at_once() -> None:
 def test_cancel_ends_a_send_that_the_peer_does_not_read() -> None:
     with deaf_peer() as (ticket, server):
         sending = Sending(ticket, SenderTimeouts(peer_s=60))
-        big = memoryview(bytearray(4 << 20))
+        big = big_block(4 << 20)
         for i in range(8):
-            sending.sender.layer_ready(0, i, [big])
+            sending.sender.layer_ready(0, i, big)
         sock, _ = greet(server)
         with sock:
             sock.recv(1)

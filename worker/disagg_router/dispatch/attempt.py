@@ -303,8 +303,9 @@ class Attempt:
         if leg == "decode" and code == codes.TRANSFER_FAILED and self._legs.runs("prefill"):
             self._deferred = failure
             return
-        # Prefill's reason is the better one if it puts the blame on a worker.
-        raise self._deferred if self._deferred is not None and not failure.blame else failure
+        # Prefill's reason is the better one if it puts the blame on a worker or on the request.
+        told = bool(failure.blame) or code == codes.REQUEST_FAILED
+        raise failure if told or self._deferred is None else self._deferred
 
     def _succeeded(self) -> None:
         prefill, decode = self._choice.prefill, self._choice.decode

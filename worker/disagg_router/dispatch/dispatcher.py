@@ -24,8 +24,11 @@ from disagg_router.objectives import Objectives
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.pair_choice import Choice, scarce_pool
 from disagg_router.workers.table import WorkerTable
+from disagg_wire import codes
 
 log = logging.getLogger(__name__)
+# Errors that are the answer to the client: nothing has failed over.
+_ANSWERS = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG)
 
 
 class ModelReplaced(Exception):
@@ -323,6 +326,7 @@ class Dispatcher:
         log.warning(
             "request=%s attempt=%d failed=%s: %s", state.request_id, state.failures + 1, failure.reason, failure
         )
-        self._metrics.failovers.labels(failure.reason).inc()
+        if failure.retryable or failure.reason not in _ANSWERS:
+            self._metrics.failovers.labels(failure.reason).inc()
         if not failure.retryable or not state.failed():
             raise failure.for_client()

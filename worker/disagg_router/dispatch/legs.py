@@ -14,7 +14,12 @@ from disagg_router.workers.client import Line, WorkerClient
 from disagg_router.workers.pair_choice import Choice, pair_key
 from disagg_router.workers.worker_info import Worker
 from disagg_wire import codes
-from disagg_wire.protocol import FEATURE_DIGEST, FEATURE_FIRST_TOKEN_WITHIN, FEATURE_PREFILL_INCARNATION
+from disagg_wire.protocol import (
+    FEATURE_DIGEST,
+    FEATURE_FIRST_TOKEN_WITHIN,
+    FEATURE_PREFILL_INCARNATION,
+    FEATURE_PREFILL_TRANSPORTS,
+)
 from disagg_wire.room import Room
 
 # With a bound, a slow client makes the connections to the workers wait instead of making this
@@ -92,7 +97,10 @@ class Legs:
         if choice.prefill is None:
             return {}
         bind = all(FEATURE_PREFILL_INCARNATION in worker.features for worker in pair)
-        return {"mode": "remote"} | ({FEATURE_PREFILL_INCARNATION: choice.prefill.incarnation} if bind else {})
+        told: Line = {FEATURE_PREFILL_INCARNATION: choice.prefill.incarnation} if bind else {}
+        if bind and choice.prefill.transports and all(FEATURE_PREFILL_TRANSPORTS in w.features for w in pair):
+            told[FEATURE_PREFILL_TRANSPORTS] = dict(choice.prefill.transports)
+        return {"mode": "remote"} | told
 
     def _within(self, worker: Worker) -> Line:
         if self._due_s is None or FEATURE_FIRST_TOKEN_WITHIN not in worker.features:

@@ -4,7 +4,6 @@ operator.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hmac
 import json
@@ -26,24 +25,29 @@ from disagg_router.errors import ApiError
 from disagg_router.openai import outcomes, schema
 from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
-from disagg_router.openai.generation import Generation, plan
+from disagg_router.openai.body import loads
+from disagg_router.openai.generation import Generation
 from disagg_router.openai.model_names import ModelNames
+from disagg_router.openai.openapi import OPENAPI_PATH, document
+from disagg_router.openai.planner import Planner
 from disagg_router.openai.pumped_response import while_connected
 from disagg_router.openai.relay import relayed
+from disagg_router.openai.request_body import Bodies
 from disagg_router.openai.streaming import SseResponse, merge
 from disagg_router.router import Router
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
+from disagg_wire.version import VERSION
 
 log = logging.getLogger(__name__)
-_BODY_TIMEOUT_S = 60.0
 # The longest time that a request of the operator is kept waiting for news.
 _POLL_S = 60.0
 
 
 def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
     headers = dict(headers or {})
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(error.retry_after_s)
+    # Whoever may succeed later is told when.
+    if error.retry_after_s is not None or error.status in (429, 503):
+        headers["retry-after"] = str(error.retry_after_s or 1)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.body(), error.status, headers)
@@ -70,6 +74,9 @@ class Api:
         self._router = router
         self._keys = ApiKeys(router.settings)
         self._names = ModelNames(router)
+        self._bodies = Bodies(router.settings.max_body_bytes, router.settings.max_bodies_bytes)
+        self._planner = Planner(router.settings.max_attempts)
+        self._openapi = document(VERSION, keys=self._keys.required)
         self._bearer = router.settings.bearer().encode()
         self._salt = hmac.digest(self._bearer, b"disagg-tenant-v1", "sha256")
 
@@ -85,20 +92,6 @@ class Api:
         """
         key = _bearer_of(request) if self._keys.required else ""
         return hmac.digest(self._salt, json.dumps([key, salt]).encode(), "sha256").hex() if key or salt else ""
-
-    async def _body(self, request: Request) -> bytes:
-        limit = self._router.settings.max_body_bytes
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(_BODY_TIMEOUT_S):
-                async for part in request.stream():
-                    size += len(part)
-                    if size > limit:
-                        raise ApiError(413, f"the body is over {limit} bytes", code="body_too_large")
-                    parts.append(part)
-        except TimeoutError:
-            raise ApiError(408, f"the body did not come within {_BODY_TIMEOUT_S:g} s", code="body_timeout") from None
-        return b"".join(parts)
 
     async def chat(self, request: Request) -> Response:
         return await self._completions(request, schema.ChatRequest, "chat")
@@ -126,12 +119,12 @@ class Api:
     async def _answer(self, request: Request, kind: type[schema.RequestT], *, chat: bool) -> Response:
         arrived_s = time.monotonic()
         self._authenticate(request)
-        body = await self._body(request)
-        upstream = self._router.upstream
-        if upstream is not None and upstream.takes(request.headers):
-            return await relayed(self._router, upstream, request, body, arrived_s)
-        asked, size_bytes = schema.parse(kind, schema.loads(body)), len(body)
-        del body
+        async with self._bodies.read(request) as body:
+            upstream = self._router.upstream
+            if upstream is not None and upstream.takes(request.headers):
+                return await relayed(self._router, upstream, request, body, arrived_s)
+            asked, size_bytes = schema.parse(kind, loads(body)), len(body)
+            del body
         shown_id, generations, queue_s, held_s = secrets.token_hex(12), list[Generation](), 0.0, 0.0
         # Who asks for what does not exist keeps no workers from resting.
         self._names.check(asked.model)
@@ -147,14 +140,8 @@ class Api:
                     if not generations:
                         outcomes.compare_refused(self._router, error, streamed=bool(asked.stream))
                     raise
-                planned = await asyncio.to_thread(
-                    plan,
-                    asked,
-                    text,
-                    model,
-                    self._router.settings.max_attempts,
-                    self._tenant(request, asked.cache_salt),
-                    arrived_s,
+                planned = await self._planner.plan(
+                    asked, size_bytes, text, model, self._tenant(request, asked.cache_salt), arrived_s
                 )
                 for g in planned[len(generations) :]:
                     self._router.metrics.arrived(len(g.state.prompt))
@@ -305,6 +292,9 @@ class Api:
             )
         return JSONResponse(cards[asked])
 
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(self._openapi)
+
     async def healthz(self, request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
@@ -363,6 +353,7 @@ def create_app(router: Router) -> Starlette:
         Route("/v1/completions", api.completions, methods=["POST"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{name:path}", api.models),
+        Route(OPENAPI_PATH, api.openapi),
         Route(HEALTH_PATH, api.healthz),
         Route(READY_PATH, api.readyz),
         Route(METRICS_PATH, api.metrics),

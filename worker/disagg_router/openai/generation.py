@@ -17,7 +17,7 @@ from disagg_router.dispatch.attempt import Finished, Trace
 from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.request_state import RequestState
 from disagg_router.openai.answers import Piece
-from disagg_router.openai.sampling import check_prompt, sampling_of
+from disagg_router.openai.sampling import check_prompt, most_chars, sampling_of
 from disagg_router.openai.schema import ChatRequest, CompletionRequest
 from disagg_router.text.stop_strings import StopStrings
 from disagg_router.text.tokenizer import Detokenizer, Text
@@ -127,10 +127,13 @@ def plan(
 
     Raises ApiError.
     """
+    limit = most_chars(model)
     if isinstance(request, ChatRequest):
-        prompts = [text.encode_chat([m.plain() for m in request.messages])]
+        prompts = [text.encode_chat([m.plain() for m in request.messages], limit)]
     else:
-        prompts = [p if isinstance(p, list) else text.encode(p, special=True) for p in request.prompts()]
+        prompts = [
+            p if isinstance(p, list) else text.encode(p, special=True, most_chars=limit) for p in request.prompts()
+        ]
     seed = secrets.randbits(63) if request.seed is None else request.seed % (1 << 64)
     roll = random.random()
     out: list[Generation] = []

@@ -14,7 +14,8 @@ from starlette.responses import Response
 
 from disagg_router.dispatch.upstream import Upstream
 from disagg_router.errors import ApiError
-from disagg_router.openai import outcomes, schema
+from disagg_router.openai import outcomes
+from disagg_router.openai.body import loads
 from disagg_router.openai.pumped_response import PumpedResponse, while_connected
 from disagg_router.openai.stream_times import StreamTimes
 from disagg_router.router import Router
@@ -51,7 +52,7 @@ class RelayedResponse(PumpedResponse):
 
 async def relayed(router: Router, upstream: Upstream, request: Request, body: bytes, arrived_s: float) -> Response:
     """Return the answer of the service, once it has begun. Raises ApiError and ClientDisconnect."""
-    asked = schema.loads(body)
+    asked = loads(body)
     streamed = isinstance(asked, dict) and asked.get("stream") is True
     objectives = router.settings.objectives.without_patience()
     times = StreamTimes(arrived_s)

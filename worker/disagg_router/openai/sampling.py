@@ -8,6 +8,16 @@ from disagg_router.errors import ApiError
 from disagg_router.openai.schema import ChatRequest, CompletionRequest
 from disagg_router.workers.catalogue import Model
 
+# A text of more characters than this for each token of the context is refused before it is
+# tokenized, unless it is short. Text has some four characters a token, and seldom more than ten.
+_CHARS_PER_TOKEN = 32
+_SHORT_CHARS = 1 << 16
+
+
+def most_chars(model: Model) -> int:
+    """Return the number of characters that a prompt may have at most."""
+    return max(_SHORT_CHARS, _CHARS_PER_TOKEN * model.max_model_len)
+
 
 def check_prompt(prompt: list[int], wanted: int | None, default: int | None, model: Model) -> int:
     """Return how many tokens may be generated: `wanted`, or else `default` or as many as fit.

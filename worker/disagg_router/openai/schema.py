@@ -6,26 +6,27 @@ A field that is not understood is refused by name and never ignored.
 from __future__ import annotations
 
 import json
-import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from disagg_router.errors import ApiError
-from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS
+from disagg_wire import grammar_cost
+from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS, MIN_REPETITION_PENALTY
 
 MAX_N = 16
 MAX_PROMPTS = 16
 MAX_LOGPROBS = 20
 # Fields of OpenAI's API that change the answer and that this server does not support.
-_UNSUPPORTED = {
+UNSUPPORTED = {
     "tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "suffix", "best_of",
     "web_search_options", "reasoning_effort", "verbosity",
 }  # fmt: skip
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-TokenList = Annotated[list[TokenId], Field(max_length=MAX_TOKENS)]
-Few = Field(max_length=MAX_PROMPTS)
+TokenList = Annotated[list[TokenId], Field(max_length=MAX_TOKENS, fail_fast=True)]
+Few = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class _Strict(BaseModel):
@@ -37,12 +38,10 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = False
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(_Strict):
     """The `response_format.json_schema` of OpenAI's API. The output always follows it, as with
     `strict`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("", max_length=256)
     description: str | None = Field(None, max_length=4096)
@@ -51,6 +50,18 @@ class JsonSchema(BaseModel):
 
 
 class ResponseFormat(_Strict):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "properties": {"type": {"const": "json_schema"}, "json_schema": {"type": "object"}},
+                    "required": ["json_schema"],
+                },
+                {"properties": {"type": {"enum": ["text", "json_object"]}, "json_schema": {"type": "null"}}},
+            ]
+        }
+    )
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -64,9 +75,20 @@ class ResponseFormat(_Strict):
 class StructuredOutputs(_Strict):
     """The `structured_outputs` of vLLM: exactly one of the fields is given."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"properties": {name: {"not": {"type": "null"}}}, "required": [name]}
+                for name in ("json", "regex", "choice", "grammar")
+            ]
+        }
+    )
+
     json_: dict[str, Any] | None = Field(None, alias="json")
     regex: str | None = Field(None, min_length=1)
-    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=1024)
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, min_length=1, max_length=1024, fail_fast=True
+    )
     grammar: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
@@ -93,12 +115,14 @@ class _Common(_Strict):
     n: int | None = Field(None, ge=1, le=MAX_N)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: str | list[Annotated[str, Field(min_length=1, max_length=256)]] | None = Field(None, max_length=256)
+    stop: (
+        Annotated[str, Field(max_length=256)] | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None
+    ) = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    repetition_penalty: float | None = Field(None, ge=MIN_REPETITION_PENALTY, le=10)
+    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     response_format: ResponseFormat | None = None
@@ -110,20 +134,6 @@ class _Common(_Strict):
     service_tier: str | None = Field(None, max_length=64)
     safety_identifier: str | None = Field(None, max_length=1024)
     prompt_cache_key: str | None = Field(None, max_length=1024)
-
-    @field_validator("logit_bias")
-    @classmethod
-    def _token_keys(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value is not None and not all(k.isascii() and k.isdigit() and len(k) < 10 for k in value):
-            raise ValueError("keys must be token ids")
-        return value
-
-    @field_validator("stop")
-    @classmethod
-    def _few_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(value, list) and len(value) > 16:
-            raise ValueError("at most 16 stop strings")
-        return value
 
     @property
     def stops(self) -> list[str]:
@@ -161,6 +171,9 @@ class _Common(_Strict):
             )
         if len(value) > MAX_GRAMMAR_CHARS:
             raise ApiError(400, f"{field}: over {MAX_GRAMMAR_CHARS} characters", code="invalid_value", param=field)
+        if complex_because := grammar_cost.problem(found[0][1], value):
+            message = f"{field}: too complex: {complex_because}"
+            raise ApiError(400, message, code="invalid_value", param=field)
         for other in ("min_tokens", "ignore_eos"):
             if getattr(self, other):
                 raise ApiError(
@@ -195,7 +208,7 @@ class TextPart(_Strict):
 
 class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=4096, fail_fast=True)]
     name: str | None = Field(None, max_length=256)
 
     def plain(self) -> dict[str, str]:
@@ -206,7 +219,7 @@ class Message(_Strict):
 class ChatRequest(_Common):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -223,9 +236,19 @@ class ChatRequest(_Common):
 class CompletionRequest(_Common):
     """The body of POST /v1/completions."""
 
-    prompt: str | TokenList | Annotated[list[str], Few] | Annotated[list[TokenList], Few] = Field(union_mode="smart")
+    prompt: (
+        str | Annotated[TokenList, Field(min_length=1)] | Annotated[list[str], Few] | Annotated[list[TokenList], Few]
+    ) = Field(union_mode="smart")
     echo: Literal[False] | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
+
+    @field_validator("echo", mode="before")
+    @classmethod
+    def _no_number(cls, value: object) -> object:
+        # A literal also takes what is equal to it.
+        if value is not None and not isinstance(value, bool):
+            raise ValueError("must be false")
+        return value
 
     @property
     def default_tokens(self) -> int | None:
@@ -236,17 +259,11 @@ class CompletionRequest(_Common):
         return self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
-        """Return one entry for each prompt. Raises ApiError for no prompt or too many."""
+        """Return one entry for each prompt."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if self.prompt and all(isinstance(p, int) for p in self.prompt):
-            return [[p for p in self.prompt if isinstance(p, int)]]
-        listed = [p for p in self.prompt if not isinstance(p, int)]
-        if not 0 < len(listed) <= MAX_PROMPTS:
-            raise ApiError(
-                400, f"prompt: from 1 to {MAX_PROMPTS} prompts are taken", code="invalid_value", param="prompt"
-            )
-        return list(listed)
+        tokens = [p for p in self.prompt if isinstance(p, int)]
+        return [tokens] if tokens else [p for p in self.prompt if not isinstance(p, int)]
 
 
 _MODELS = (
@@ -286,21 +303,6 @@ def _path(loc: list[int | str]) -> str:
     return ".".join(map(str, loc))[:128]
 
 
-def loads(raw: bytes) -> Any:
-    """Return the content of the body.
-
-    Raises ApiError 400, also for half of a surrogate pair, which Python's JSON parser accepts and
-    nothing can encode.
-    """
-    try:
-        content = json.loads(raw)
-        if _SURROGATE.search(raw):
-            json.dumps(content, ensure_ascii=False).encode()
-        return content
-    except (ValueError, RecursionError):
-        raise ApiError(400, "the body is not valid JSON", code="invalid_json") from None
-
-
 RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
 
 
@@ -309,11 +311,11 @@ def parse(kind: type[RequestT], content: Any) -> RequestT:
     if not isinstance(content, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_body")
     for name in content:
-        if name in _UNSUPPORTED and content[name] not in (None, [], {"type": "text"}):
+        if name in UNSUPPORTED and content[name] not in (None, [], {"type": "text"}):
             raise ApiError(
                 400, f"{name}: is not supported by this server", code="unsupported_parameter", param=str(name)[:64]
             )
-    content = {k: v for k, v in content.items() if k not in _UNSUPPORTED}
+    content = {k: v for k, v in content.items() if k not in UNSUPPORTED}
     try:
         return kind.model_validate(content)
     except ValidationError as error:

@@ -6,6 +6,7 @@ Tokenizer and chat template come from a worker, so the router needs no model fil
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -20,6 +21,9 @@ _REPLACEMENT = "\ufffd"
 # No character takes more tokens than this. Longer text that ends in the middle of a character is
 # broken, and is shown as it is.
 _MAX_HELD_TOKENS = 16
+# Text is tokenized on the thread that asks for it. A common pool of threads would let one long text
+# hold up all short ones.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 class Text:
@@ -35,21 +39,29 @@ class Text:
             raise ValueError(f"tokenizer.json: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._hidden = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         self._names = _special_tokens(files.get("tokenizer_config"))
         template = files.get("chat_template")
         self._template = _compile(template) if isinstance(template, str) else None
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
+    def encode(self, text: str, *, special: bool, most_chars: int | None = None) -> list[int]:
         """Return the token ids of a text.
 
         `special` lets the tokenizer add its begin token; markers inside the text are always
-        recognized.
+        recognized. Raises ApiError for more than `most_chars` characters.
         """
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        if most_chars is not None and len(text) > most_chars:
+            message = f"the prompt has {len(text)} characters; with this model's context, {most_chars} are taken"
+            raise ApiError(400, message, code="context_length_exceeded", param="prompt")
+        # Unlike `encode`, this lets other threads run meanwhile, and leaves out what is not used.
+        [encoded] = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        return list(encoded.ids)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Return the token ids of a chat. Raises ApiError if the template refuses it or there is
-        none.
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], most_chars: int | None = None) -> list[int]:
+        """Return the token ids of a chat.
+
+        Raises ApiError if the template refuses it, if there is none, or for more than `most_chars`
+        characters.
         """
         if self._template is None:
             raise ApiError(
@@ -66,11 +78,15 @@ class Text:
             raise ApiError(
                 400, f"messages: the chat template refuses them: {message}", code="invalid_value", param="messages"
             ) from None
-        return self.encode(text, special=False)
+        return self.encode(text, special=False, most_chars=most_chars)
 
     def piece(self, token: int) -> str:
         """Return the text of one token alone, for the log probabilities."""
         return str(self._tokenizer.decode([token], skip_special_tokens=False))
+
+    def shows(self, token: int) -> bool:
+        """Return whether a token is part of a text: special tokens and unknown ones are not."""
+        return token not in self._hidden and self._tokenizer.id_to_token(token) is not None
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -110,28 +126,35 @@ def _refuse(message: str) -> NoReturn:
 class Detokenizer:
     """A converter that takes tokens one by one and returns text, never half a character.
 
-    It compares the text of a window with and without the new token.
+    It compares the text of a window with and without the new tokens. The window never has more than
+    a few tokens: the work for each token is the same, however many there were before.
     """
 
     def __init__(self, text: Text) -> None:
         self._text = text
-        self._tokens: list[int] = []
-        self._window = 0
-        self._shown = 0
+        self._shown: list[int] = []
+        self._held: list[int] = []
 
     def feed(self, token: int) -> str:
-        self._tokens.append(token)
-        before = self._text.decode(self._tokens[self._window : self._shown])
-        after = self._text.decode(self._tokens[self._window :])
-        held = len(self._tokens) - self._shown
-        if len(after) <= len(before) or (after.endswith(_REPLACEMENT) and held < _MAX_HELD_TOKENS):
+        if not self._text.shows(token):
+            return ""  # The whole text is what it would be without it.
+        self._held.append(token)
+        before, after = self._texts()
+        if len(self._held) < _MAX_HELD_TOKENS and (len(after) <= len(before) or after.endswith(_REPLACEMENT)):
             return ""
-        self._window, self._shown = self._shown, len(self._tokens)
-        return after[len(before) :]
+        return self._show(before, after)
 
     def flush(self) -> str:
         """Return the rest; an unfinished character becomes the replacement character."""
-        before = self._text.decode(self._tokens[self._window : self._shown])
-        after = self._text.decode(self._tokens[self._window :])
-        self._window = self._shown = len(self._tokens)
+        return self._show(*self._texts())
+
+    def _texts(self) -> tuple[str, str]:
+        """Return the text of the window without the tokens that are held back, and with them."""
+        return self._text.decode(self._shown), self._text.decode([*self._shown, *self._held])
+
+    def _show(self, before: str, after: str) -> str:
+        if len(after) > len(before):
+            self._shown, self._held = self._held, []
+        else:  # What comes next still needs the text before it.
+            self._held = []
         return after[len(before) :]

@@ -117,6 +117,8 @@ class Worker:
     """The name that it serves its weights under."""
     model_revision: str = ""
     """The source revision of its weights; empty if it is not known."""
+    transports: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """The transports by which it reaches the memory of others, each with its domain."""
     evidence: str = ""
     """How it knows `transport`, one of disagg_wire.engines.EVIDENCE; empty if it does not say."""
     engine: str = ""
@@ -205,9 +207,10 @@ def parse_info(member: Member, info: Mapping[str, Any], configured: str = "") ->
             room=parse_room(load.get("room")),
             features=features,
             adapters=_names(model.get("adapters")) if FEATURE_ADAPTER in features else frozenset(),
+            transports=_texts(kv.get("transports"), "kv.transports"),
             evidence=kv["evidence"] if kv.get("evidence") in EVIDENCE else "",
             engine=_engine(info.get("engine")),
-            adapter_digests=_digests(model.get("adapter_digests")),
+            adapter_digests=_texts(model.get("adapter_digests"), "model.adapter_digests"),
             model=name_of(info) or configured,
             model_revision=str(model.get("revision") or ""),
             fabric=summary(info.get(FABRIC)),
@@ -230,8 +233,8 @@ def _names(value: Any) -> frozenset[str]:
     return frozenset(value or ())
 
 
-def _digests(value: Any) -> dict[str, str]:
-    """Return the digests by name. Raises TypeError for anything but texts."""
-    if not isinstance(value or {}, Mapping) or not all(isinstance(digest, str) for digest in (value or {}).values()):
-        raise TypeError("model.adapter_digests")
+def _texts(value: Any, name: str) -> dict[str, str]:
+    """Return texts by name, which may be missing. Raises TypeError for anything else."""
+    if not isinstance(value or {}, Mapping) or not all(isinstance(text, str) for text in (value or {}).values()):
+        raise TypeError(name)
     return dict(value or {})

@@ -210,6 +210,10 @@ class Backend(Protocol):
     device: torch.device
     fp8_cache: bool
     """Whether the KV cache may be float8_e4m3fn."""
+    exact: bool
+    """Whether the bits of a token depend on its sequence alone: neither on its batch, nor on which
+    tokens were decoded and which were prefilled.
+    """
     decode_sizes: tuple[int, ...]
     """The batch sizes of decode steps to run before the first request (to compile kernels and to
     record graphs); empty if there is nothing to prepare.

@@ -76,6 +76,7 @@ class PlainBackend:
 
     name = "torch"
     fp8_cache = True
+    exact = False
     decode_sizes: tuple[int, ...] = ()
 
     def __init__(self, device: torch.device) -> None:

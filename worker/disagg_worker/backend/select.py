@@ -11,12 +11,29 @@ import torch
 
 from disagg_worker.backend.interface import Backend
 from disagg_worker.backend.plain import PlainBackend
+from disagg_worker.backend.row_by_row import RowByRowBackend
+from disagg_worker.values.choices import Numerics
 
 log = logging.getLogger(__name__)
 
 
-def select(device: str, threads: int, index: int = 0) -> Backend:
-    """Return the backend for a device.
+def select(device: str, threads: int, index: int = 0, numerics: Numerics = "auto") -> Backend:
+    """Return the backend for a device and for `numerics`: `exact` asks for one whose tokens depend
+    on nothing but their sequence; the other two take what is fastest.
+
+    Raises ValueError for what `on_device` refuses, or if `exact` is asked for on a GPU.
+    """
+    backend = on_device(device, threads, index)
+    if numerics != "exact" or backend.exact:
+        return backend
+    if backend.device.type != "cpu":
+        raise ValueError("numerics: exact is not supported on a GPU, where rounding depends on the batch")
+    log.warning("numerics exact without the CPU kernels: each token of a prompt takes as long as a decode step")
+    return RowByRowBackend(backend.device)
+
+
+def on_device(device: str, threads: int, index: int = 0) -> Backend:
+    """Return the fastest backend for a device.
 
     `auto` is the GPU if torch sees one, else the CPU. `cpu` uses the CPU kernels, or plain torch if
     there are none for this machine (logged). `cuda` uses the GPU `index`. `plain` is plain torch on

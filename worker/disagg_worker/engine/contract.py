@@ -15,6 +15,7 @@ from disagg_protocol.events import ErrorEvent, EventSink, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_wire.room import Room
 from disagg_worker.values.engine_load import Load
+from disagg_worker.values.kv_blocks import KvBlocks, KvCache
 from disagg_worker.values.layouts import KvLayout, ModelInfo
 
 
@@ -24,11 +25,14 @@ class KvSender(Protocol):
     Its methods must not block; the blocks stay leased until `PrefillHandle.release` is called.
     """
 
-    def layer_ready(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
+    @property
+    def reads_region(self) -> bool:
+        """Whether it reads the blocks in the cache's region, and not by their views."""
+
+    def layer_ready(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
         """Take the KV of `layer`, which is final in these blocks of the sequence.
 
-        `first_block` counts the sequence's blocks from 0. Each memoryview is the contiguous bytes
-        `[k, v][kv_head][token][head_dim]` of one block and layer, zero-copy.
+        `first_block` counts the sequence's blocks from 0.
 
         This is called once for every layer and block, including those found in the prefix cache. A
         block that a chunk fills only in part is reported when a later chunk (or the last one)
@@ -67,10 +71,11 @@ class Reservation(Protocol):
     def n_blocks(self) -> int:
         """The number of blocks that the announced tokens need, without the growth reserve."""
 
-    def layer_view(self, layer: int, block: int) -> memoryview:
-        """Return the writable bytes `[k, v][kv_head][token][head_dim]` of one layer of the
-        sequence's `block`-th block.
-        """
+    def blocks(self, first: int, n: int) -> KvBlocks:
+        """Return n of the sequence's blocks, to be written."""
+
+    def written_in_region(self) -> None:
+        """Note that the KV is written into the cache's region, and not by the blocks' views."""
 
     def release(self) -> None:
         """Give the blocks back (idempotent).
@@ -101,6 +106,9 @@ class Engine(Protocol):
 
     model: ModelInfo
     layout: KvLayout
+
+    @property
+    def cache(self) -> KvCache: ...
 
     def prefill(
         self,

@@ -29,12 +29,14 @@ from disagg_worker.engine import contract
 from disagg_worker.engine.block_pool import State
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.handles import HeldBlocks, SequenceHandle
+from disagg_worker.engine.isolation import isolated
 from disagg_worker.engine.kv_store import KvStore
+from disagg_worker.engine.masks import Masks
 from disagg_worker.engine.prefill_limit import KnownRoom
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
-from disagg_worker.engine.settle import INTERNAL, OUT_OF_MEMORY, Settler
+from disagg_worker.engine.settle import Settler, failure, out_of_memory
 from disagg_worker.engine.setup import Plan, set_up
 from disagg_worker.engine.steps import Outcome, Steps
 from disagg_worker.engine.structured import Grammars
@@ -74,7 +76,7 @@ class TorchEngine:
         self._wake = threading.Condition()
         self._stopping = False
         model = loader.load_config(folder)
-        backend = backend or select(config.device, config.threads)
+        backend = backend or select(config.device, config.threads, numerics=config.numerics)
         dtype = loader.pick_dtype(config.dtype, model, backend.device.type)
         max_len = min(config.max_model_len or model.max_positions, model.max_positions)
         machine = set_up(Plan(folder, config, model, backend, dtype, max_len), on_progress, self._lost)
@@ -89,13 +91,15 @@ class TorchEngine:
             model.eos_token_ids,
             model.bos_token_id,
         )
-        self._memory, self._executor = machine.memory, machine.executor
+        self.cache = self._memory = machine.memory
+        self._executor = machine.executor
         self._store = KvStore(
             blocks, config.eviction, config.host_cache_bytes if config.prefix_cache else 0, self._memory
         )
         self._names = PrefixNames(secrets.token_bytes(32), size) if config.prefix_cache else None
-        self._grammars = Grammars(folder / "tokenizer.json", model.vocab_size, model.eos_token_ids)
-        self._steps = Steps(machine.executor, self._memory, self._store, self._grammars)
+        grammars = Grammars(folder / "tokenizer.json", model.vocab_size, model.eos_token_ids)
+        self._masks = Masks(grammars, self._nudge, config.mask_threads, config.mask_start_s, config.mask_token_s)
+        self._steps = Steps(machine.executor, self._memory, self._store)
         self._queues = Queues(config, max_len, self._store, self._names)
         self._settler = Settler(self._wake, self._queues, max_len)
         self._next_key = 0
@@ -162,7 +166,8 @@ class TorchEngine:
             if reservation.ended:
                 raise InvalidInput("reservation: has ended")
             self._queues.join(s, reservation.holding)
-            self._steps.arrived(reservation.holding.blocks[: reservation.n_blocks])
+            if not (reservation.in_region and self._memory.region_is_cache):
+                self._steps.arrived(reservation.holding.blocks[: reservation.n_blocks])
             reservation.ended = True
 
         return self._enter(sequence, join)
@@ -184,7 +189,7 @@ class TorchEngine:
 
     def prepare(self, sampling: SamplingParams) -> None:
         if sampling.structured is not None:
-            self._grammars.compile(sampling.structured)
+            self._masks.compile(sampling.structured)
 
     def limit_prefill(self, room: Room) -> None:
         with self._wake:
@@ -228,7 +233,12 @@ class TorchEngine:
             self._stopping = True
             self._wake.notify_all()
         self._thread.join(timeout_s)
+        self._masks.close()
         self._executor.close()
+
+    def _nudge(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
 
     def _lost(self, message: str) -> None:
         """Stop because a rank has ended. The requests that are here may succeed elsewhere."""
@@ -287,6 +297,8 @@ class TorchEngine:
         hands_over: bool,
     ) -> Sequence:
         s = Sequence(0, request_id, list(tokens), prompt_tokens, sampling, sink, hands_over, time.monotonic(), tenant)
+        if sampling.structured is not None:
+            s.grammar = self._masks.start(sampling.structured, tokens[prompt_tokens:])
         if self._names is not None:  # Tokens are hashed here and not under the lock.
             self._names.extend(s.names, s.tokens, tenant)
         return s
@@ -364,34 +376,17 @@ class TorchEngine:
         compute: Callable[[list[ItemT]], list[tuple[Sequence, Outcome]]],
         sequence: Callable[[ItemT], Sequence],
     ) -> None:
-        """Run one step.
-
-        If memory runs out, the newest request fails and the others are computed again. Any other
-        exception fails them all.
-        """
+        """Run one step. A request that makes it fail costs no other one its tokens."""
         self._steps_total[kind] += 1
-        while items:
-            try:
-                outcomes = compute(items)
-            except Exception as error:
-                log.exception("a %s step of %d sequences failed", kind, len(items))
-                newest = max(items, key=lambda item: sequence(item).key)
-                lost = [newest] if _out_of_memory(error) else items
-                for item in lost:
-                    self._settler.end(sequence(item), OUT_OF_MEMORY if _out_of_memory(error) else INTERNAL)
-                items = [item for item in items if item not in lost]
-                continue
-            with self._wake:
-                for item in items:
-                    self._queues.note_computed(sequence(item))
-            for s, outcome in outcomes:
-                if not s.cancelled:
-                    self._settler.settle(s, outcome)
-            break
+        step = isolated(items, compute, lambda part: max(part, key=lambda item: sequence(item).key), out_of_memory)
+        for item, error in step.lost:
+            log.error("request %s was lost in a %s step", sequence(item).request_id, kind, exc_info=error)
+            self._settler.end(sequence(item), failure(error, alone=bool(step.done)))
+        with self._wake:
+            for item in step.done:
+                self._queues.note_computed(sequence(item))
+        for s, outcome in step.outcomes:
+            if not s.cancelled:
+                self._settler.settle(s, outcome)
         with self._wake:
             self._queues.prefilling.clear()
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from disagg_wire.roles import Role
 from disagg_worker.engine.block_pool import Eviction
-from disagg_worker.values.choices import Quantization
+from disagg_worker.values.choices import Numerics, Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class EngineConfig:
     """The quantisation of the weights at load (model.quantization)."""
     device: str = "cpu"
     """The device that computes (backend.select)."""
+    numerics: Numerics = "auto"
+    """Whether tokens may depend on their batch (backend.select)."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     """The dtype of the KV cache; `auto` is that of the weights."""
     block_size_tokens: int = 16
@@ -60,6 +62,12 @@ class EngineConfig:
     """The tokens of a prefill batch that saturate the processor (prefill_scheduler)."""
     decode_step_target_s: float | None = None
     """The seconds per decode step above which prefill batches shrink (prefill_limit)."""
+    mask_threads: int = 2
+    """The threads that compile grammars and compute masks of structured output (masks)."""
+    mask_start_s: float = 1.0
+    """The processor time, in seconds, that a request's grammar may take before its first token."""
+    mask_token_s: float = 0.02
+    """The processor time, in seconds, that it may take for each token in addition."""
     tensor_parallel: int = 1
     """The number of ranks (execution)."""
     rank_timeout_s: float = 60.0

@@ -8,6 +8,7 @@ from disagg_worker.engine.block_pool import Holding, blocks_for
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.execution.cache_memory import CacheMemory
+from disagg_worker.values.kv_blocks import KvBlocks
 
 
 class SequenceOwner(Protocol):
@@ -54,6 +55,7 @@ class HeldBlocks:
         self.most_tokens = most_tokens
         self.holding = holding
         self.ended = False
+        self.in_region = False
         self._store = store
         self._memory = memory
 
@@ -61,17 +63,21 @@ class HeldBlocks:
     def n_blocks(self) -> int:
         return blocks_for(self.tokens, self._memory.layout.block_size_tokens)
 
-    def layer_view(self, layer: int, block: int) -> memoryview:
-        """Implement Reservation.layer_view.
+    def blocks(self, first: int, n: int) -> KvBlocks:
+        """Implement Reservation.blocks.
 
         Raises ValueError if the reservation has ended, IndexError for a block outside of it, and
-        StaleReference if the block is no longer its own.
+        StaleReference if a block is no longer its own.
         """
         if self.ended:
             raise ValueError("the reservation has ended")
-        if not (0 <= layer < self._memory.layout.layers and 0 <= block < self.n_blocks):
-            raise IndexError(f"layer {layer}, block {block}: outside of the reservation")
-        return self._memory.view(layer, self._store.pool.ref(self.holding, block).block)
+        if not 0 <= first <= first + n <= self.n_blocks:
+            raise IndexError(f"blocks {first}+{n}: outside of the reservation")
+        pool = self._store.pool
+        return KvBlocks(self._memory, [pool.ref(self.holding, i).block for i in range(first, first + n)])
+
+    def written_in_region(self) -> None:
+        self.in_region = True
 
     def release(self) -> None:
         self._owner.release_reserved(self)

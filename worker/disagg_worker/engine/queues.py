@@ -153,13 +153,14 @@ class Queues:
     # ---- The next step ----
 
     def take_decode(self) -> list[Sequence]:
-        """Return the running sequences that have a block for their next token, oldest first.
+        """Return the running sequences that have a block and a mask for their next token, oldest
+        first.
 
         Other sequences are preempted if necessary.
         """
         able = []
         for s in sorted(self.running, key=lambda s: s.key):
-            if s in self.running and self._grow(s):
+            if s in self.running and s.may_step and self._grow(s):
                 able.append(s)
         return able
 
@@ -214,7 +215,7 @@ class Queues:
             return [], None
         rules = self._rules_now(now_s)
         timing = Timing(now_s, rules.chunk_tokens, pace, self._aged_led)
-        waiting = by_due([self._as_waiting(s) for s in self.waiting], timing)
+        waiting = by_due([self._as_waiting(s) for s in self.waiting if s.masked], timing)
         order = self._shares.order(waiting)
         places = {w.key: i for i, w in enumerate(order)} if any(w.due_s is not None for w in order) else {}
         plan = plan_prefill(order, now_s, rules, timing)

@@ -1,8 +1,14 @@
 """The sampler: a token as a pure function of (logits, parameters, tokens so far, position).
 
+Each token ID has a random number u of its own at each position, and the largest weight / -log(u)
+wins, which is the Gumbel-max trick: it draws in proportion to the weights. What rounding changes in
+the logits of some tokens, or in which tokens a filter keeps, therefore changes the result only if
+the winner and its runner-up are that close; a number drawn along a cumulative sum would move with
+every term of it.
+
 Random numbers come from Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-2011), with the request's seed as the key and the position as the counter. A request therefore draws
-the same numbers alone, in any batch, and after a failover.
+2011), with the request's seed as the key and position and token ID in the counter. A request
+therefore draws the same numbers alone, in any batch, and after a failover.
 """
 
 from __future__ import annotations
@@ -24,6 +30,8 @@ _GREEDY = 1e-5
 # This many of the likeliest tokens nearly always include all that top-p and min-p keep; sorting a
 # whole vocabulary takes milliseconds.
 _FEW = 1024
+# The least random number, in place of 0, which has no logarithm.
+_LEAST = 2.0**-54
 _NOT_FINITE = "the model's logits are not finite"
 
 
@@ -38,9 +46,14 @@ class Sampled:
     top_logprobs: tuple[tuple[int, float], ...]
 
 
-def uniform(seed: int, position: int) -> float:
-    """Return the random number in [0, 1) that belongs to a seed and a position."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+def noise(seed: int, position: int, vocab: int) -> npt.NDArray[np.float64]:
+    """Return the random numbers in (0, 1) that belong to a seed and a position, one for each token
+    ID below `vocab`, on which they do not depend otherwise.
+    """
+    # The low word of the counter runs over the token IDs.
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=position << 64))
+    values = generator.random(vocab)
+    return np.maximum(values, _LEAST, out=values)
 
 
 def _penalised(
@@ -118,23 +131,21 @@ def _filtered(weights: Floats, params: SamplingParams) -> npt.NDArray[np.int64]:
 
 
 def _draw(logits: Floats, params: SamplingParams, position: int) -> int:
-    """Draw a token: apply the temperature, then the filters, then the inverse of the cumulative
-    distribution.
-    """
+    """Draw a token: apply the temperature, then the filters, then the noise."""
     scaled = logits.astype(np.float64)
     scaled -= scaled.max()
     scaled /= params.temperature
     weights = np.exp(scaled, out=scaled)
-    index: npt.NDArray[np.int64] | None = None
-    if params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0:
-        index = _filtered(weights, params)
-        weights = weights[index]
-    cumulative = np.cumsum(weights)
-    # The token's cumulative weight is strictly above the drawn value, so that tokens of probability
-    # zero are never drawn, not even the first or the last one.
-    drawn = min(uniform(params.seed, position) * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
-    at = int(np.searchsorted(cumulative, drawn, side="right"))
-    return at if index is None else int(index[at])
+    if params.top_k == 0 and params.top_p >= 1.0 and params.min_p == 0.0:
+        return _winner(weights, noise(params.seed, position, len(weights)))
+    index = _filtered(weights, params)
+    return int(index[_winner(weights[index], noise(params.seed, position, int(index.max()) + 1)[index])])
+
+
+def _winner(weights: Floats, numbers: npt.NDArray[np.float64]) -> int:
+    """Return the index of the largest weight / -log(number); `numbers` is overwritten."""
+    np.negative(np.log(numbers, out=numbers), out=numbers)
+    return int(np.divide(weights, numbers, out=numbers).argmax())
 
 
 def sample(

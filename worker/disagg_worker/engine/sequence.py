@@ -18,6 +18,20 @@ from disagg_worker.engine.contract import KvSender
 class TokenMask(Protocol):
     """The tokens that a grammar lets follow."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether the mask that was asked for last is there, or the error that comes of it."""
+
+    @property
+    def quick(self) -> bool:
+        """Whether the last mask came so soon that a step need not wait for the next one."""
+
+    def ask(self, emitted: Many[int]) -> None:
+        """Begin to compute the mask after `emitted`, which extends what was emitted before."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the mask that was asked for last; return whether it is there."""
+
     def allowed(self, emitted: Many[int]) -> npt.NDArray[np.bool_]:
         """Return which tokens may follow `emitted`, [vocab]; calls come with ever more tokens."""
 
@@ -64,6 +78,16 @@ class Sequence:
     ended: bool = False
     release_asked: bool = False
     """Whether the sender has released the blocks."""
+
+    @property
+    def masked(self) -> bool:
+        """Whether the mask of the next token is there, if one is needed."""
+        return self.grammar is None or self.grammar.ready
+
+    @property
+    def may_step(self) -> bool:
+        """Whether the mask will be there in time if the next token is computed now."""
+        return self.grammar is None or self.grammar.quick or self.grammar.ready
 
     @property
     def blocks(self) -> list[int]:

@@ -8,6 +8,8 @@ import logging
 import threading
 import time
 
+import torch
+
 from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
 from disagg_wire import codes
 from disagg_worker.engine.queues import Queues
@@ -17,11 +19,28 @@ from disagg_worker.engine.structured import GrammarError
 
 log = logging.getLogger(__name__)
 INTERNAL = ErrorEvent(codes.INTERNAL, "the engine failed on this request; see the worker's log", retryable=True)
-OUT_OF_MEMORY = ErrorEvent(
+_OUT_OF_MEMORY = ErrorEvent(
     codes.INTERNAL, "out of memory: the newest request of a batch is given up for the others", retryable=True
+)
+# Only this request fails, and others were computed: no worker is to blame.
+_OFFENDER = ErrorEvent(
+    codes.REQUEST_FAILED, "the engine failed on this request alone; see the worker's log", retryable=True
 )
 _POISONED = ErrorEvent(codes.INTERNAL, "the model's logits are not finite", retryable=False)
 _FINISHED = ErrorEvent(codes.FINISHED, "the first token ended the request", retryable=False)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Return whether a step failed because memory ran out."""
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def failure(error: Exception, *, alone: bool) -> ErrorEvent:
+    """Return the end of a request that a step lost, `alone` if others of the step were computed."""
+    if out_of_memory(error):
+        return _OUT_OF_MEMORY
+    return _OFFENDER if alone else INTERNAL
 
 
 class Settler:
@@ -75,6 +94,8 @@ class Settler:
         elif s in self._queues.prefilling:
             with self._lock:
                 self._queues.start_decode(s)
+        if s.grammar is not None and not s.ended:
+            s.grammar.ask(s.tokens[s.prompt_tokens :])
 
     @staticmethod
     def _cached_tokens(s: Sequence) -> int | None:

@@ -88,8 +88,9 @@ def set_up(plan: Plan, on_progress: OnProgress | None, on_lost: Callable[[str], 
     machine = _alone(plan, on_progress) if plan.config.tensor_parallel == 1 else _split(plan, on_progress, on_lost)
     c, sizes = plan.config, plan.backend.decode_sizes
     log.info(
-        "backend %s on %s, %d rank(s), weights and activations %s, KV cache %s of %d blocks",
+        "backend %s (numerics %s) on %s, %d rank(s), weights and activations %s, KV cache %s of %d blocks",
         plan.backend.name,
+        "exact" if plan.backend.exact else "fast",
         plan.backend.device,
         c.tensor_parallel,
         plan.layout.dtype if c.quantization == "none" else f"{plan.layout.dtype} and {c.quantization}",
@@ -118,6 +119,7 @@ def _split(plan: Plan, on_progress: OnProgress | None, on_lost: Callable[[str], 
         "dtype": str(plan.dtype).removeprefix("torch."),
         "device": "cuda" if plan.backend.device.type == "cuda" else config.device,
         "threads": config.threads,
+        "numerics": config.numerics,
         "quantization": config.quantization,
         "positions": plan.max_len,
         "log_level": config.log_level,

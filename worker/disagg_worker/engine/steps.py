@@ -16,12 +16,13 @@ from disagg_worker.backend.interface import Batch
 from disagg_worker.engine.batching import DecodeBatches, prefill_batch
 from disagg_worker.engine.block_pool import blocks_for
 from disagg_worker.engine.kv_store import KvStore
+from disagg_worker.engine.masks import QUICK_S
 from disagg_worker.engine.prefill_pace import PaceMeter
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows
 from disagg_worker.engine.sequence import Sequence
-from disagg_worker.engine.structured import Grammars
 from disagg_worker.execution.cache_memory import CacheMemory
 from disagg_worker.execution.executor import Executor, OnLayer, Step
+from disagg_worker.values.kv_blocks import KvBlocks
 
 Outcome = Sampled | Exception
 
@@ -69,14 +70,13 @@ class Steps:
     `pace` learns the speed of prefill.
     """
 
-    def __init__(self, executor: Executor, memory: CacheMemory, store: KvStore, grammars: Grammars) -> None:
+    def __init__(self, executor: Executor, memory: CacheMemory, store: KvStore) -> None:
         self.forward_s = 0.0
         self._executor = executor
         self.work = Work()
         self.pace = PaceMeter()
         self._memory = memory
         self._store = store
-        self._grammars = grammars
         self._size = memory.layout.block_size_tokens
         self._batches = DecodeBatches(self._size)
         self._arrived: deque[int] = deque()
@@ -90,7 +90,7 @@ class Steps:
         with torch.inference_mode():
             cleared = [b for s, n in work for b in self._partly_filled(s, n)]
             ready = [(s, range(s.reported, end)) for s, n in work if (end := self._final_blocks(s, n)) > s.reported]
-            exported = [s.blocks[i] for s, indices in ready for i in indices]
+            exported = [s.blocks[i] for s, indices in ready if self._needs_views(s) for i in indices]
             failed: dict[Sequence, Exception] = {}
 
             def on_layer(layer: int) -> None:
@@ -117,9 +117,13 @@ class Steps:
         with torch.inference_mode():
             cleared = [s.blocks[s.computed // self._size] for s in running if s.computed % self._size == 0]
             logits = self._run(self._batches.build(running), cleared)
-            for s in running:
+            in_time = _with_masks(running)
+            # The others are computed again, once their masks are there.
+            sampled = [running[i] for i in in_time]
+            for s in sampled:
                 s.computed += 1
-            outcomes = list(zip(running, self._sample(logits, running), strict=True))
+            rows = logits if len(in_time) == len(running) else logits[in_time]
+            outcomes = list(zip(sampled, self._sample(rows, sampled), strict=True))
         self.work.decoded(len(running), sum(s.computed for s in running), time.perf_counter() - began_s)
         return outcomes
 
@@ -144,10 +148,8 @@ class Steps:
             self.forward_s += time.perf_counter() - started_s
 
     def _sample(self, logits: torch.Tensor, sequences: Many[Sequence]) -> list[Outcome]:
-        for s in sequences:
-            if s.sampling.structured is not None and s.grammar is None:
-                s.grammar = self._grammars.start(s.sampling.structured)
-        return sample_rows(logits, [Row(s.sampling, s.tokens, s.prompt_tokens, s.grammar) for s in sequences])
+        rows = [Row(s.sampling, s.tokens, s.prompt_tokens, s.grammar) for s in sequences]
+        return [_in_vocabulary(outcome, logits.shape[-1]) for outcome in sample_rows(logits, rows)]
 
     def _partly_filled(self, s: Sequence, n: int) -> list[int]:
         """Return the block, if any, that the next n tokens begin but do not fill.
@@ -168,12 +170,33 @@ class Steps:
         stop = s.computed + n
         return blocks_for(stop, self._size) if stop == len(s.tokens) else stop // self._size
 
+    def _needs_views(self, s: Sequence) -> bool:
+        """Return whether the views of a sequence's blocks must show what is computed."""
+        return s.sender is not None and not (s.sender.reads_region and self._memory.region_is_cache)
+
     def _report(self, s: Sequence, layer: int, indices: range, failed: dict[Sequence, Exception]) -> None:
         if s.sender is None or s.holding is None or s in failed or layer < s.reported_layers:
             return
         try:
             blocks = [self._store.pool.ref(s.holding, i).block for i in indices]
-            s.sender.layer_ready(layer, indices.start, [self._memory.view(layer, b) for b in blocks])
+            s.sender.layer_ready(layer, indices.start, KvBlocks(self._memory, blocks))
         except Exception as error:  # The failure of a sender concerns its own request only.
             failed[s] = error
         s.reported_layers = layer + 1
+
+
+def _in_vocabulary(outcome: Outcome, size: int) -> Outcome:
+    """Return the outcome, or an error for a token that the network has no row for.
+
+    In the next step, such a token would make the whole batch fail.
+    """
+    if isinstance(outcome, Exception) or 0 <= outcome.token < size:
+        return outcome
+    return ArithmeticError(f"the sampled token {outcome.token} is not below the vocabulary's {size}")
+
+
+def _with_masks(sequences: Many[Sequence]) -> list[int]:
+    """Return the indexes of those whose masks are there, or come soon."""
+    until_s = time.monotonic() + QUICK_S
+    waits = ((i, s.grammar) for i, s in enumerate(sequences))
+    return [i for i, mask in waits if mask is None or mask.wait(until_s - time.monotonic())]

@@ -26,7 +26,12 @@ from disagg_protocol.sampling_params import Structured
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-_CACHED = 64
+# What a compiled grammar takes in memory, for each character of its text and at least.
+_BYTES_A_CHAR, _LEAST_BYTES = 256, 64 << 10
+# The most bytes of the compiled grammars that are kept for the next request.
+_CACHED_BYTES = 64 << 20
+# The most states of the automaton of one request, each of which takes about a KiB.
+_MAX_STATES = 32_000
 # Without this, a model may put white space between two tokens of JSON without end.
 _COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
 
@@ -45,6 +50,7 @@ class Grammars:
         self._lock = threading.Lock()
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._compiled: OrderedDict[Structured, llguidance.LLMatcher] = OrderedDict()
+        self._limits = llguidance.LLParserLimits(max_lexer_states=_MAX_STATES)
 
     def compile(self, wanted: Structured) -> None:
         """Compile a grammar. Raises InvalidInput, which says what is wrong with it."""
@@ -60,14 +66,19 @@ class Grammars:
                 self._compiled.move_to_end(wanted)
                 return found
             tokenizer = self._tokenizer = self._tokenizer or self._load()
-        matcher = llguidance.LLMatcher(tokenizer, _grammar(wanted), log_level=0)
+        matcher = llguidance.LLMatcher(tokenizer, _grammar(wanted), log_level=0, limits=self._limits)
         if matcher.is_error():
             raise InvalidInput(f"sampling.structured.{wanted.kind}: {matcher.get_error().strip()[:500]}")
         with self._lock:
             self._compiled[wanted] = matcher
-            if len(self._compiled) > _CACHED:
+            while len(self._compiled) > 1 and self.cached_bytes > _CACHED_BYTES:
                 self._compiled.popitem(last=False)
         return matcher
+
+    @property
+    def cached_bytes(self) -> int:
+        """About how many bytes the compiled grammars take that are kept."""
+        return sum(max(_LEAST_BYTES, _BYTES_A_CHAR * len(wanted.value)) for wanted in self._compiled)
 
     def _load(self) -> llguidance.LLTokenizer:
         if not self._eos:

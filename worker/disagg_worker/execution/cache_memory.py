@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from disagg_worker.values.kv_blocks import Region
 from disagg_worker.values.layouts import KvLayout
 
 # torch has no types for these.
@@ -60,13 +61,25 @@ class CacheMemory:
         self._raw = self.tensor.view(torch.uint8)  # Not every device assigns every dtype by index.
         self._cuda = self.tensor.is_cuda
         self._host = host
+        self.region_is_cache = held == layout.kv_heads
+        """Whether the region is the cache itself, and not its host copy."""
         self._stream = _Stream(self.tensor.device) if self._cuda else None
         self._bytes: memoryview | None
         if host is not None:
             self._bytes = host.bytes
         else:
-            whole = held == layout.kv_heads and not self._cuda
-            self._bytes = self.tensor.view(-1).view(torch.uint8).numpy().data if whole else None
+            in_place = self.region_is_cache and not self._cuda
+            self._bytes = self.tensor.view(-1).view(torch.uint8).numpy().data if in_place else None
+
+    @property
+    def region(self) -> Region:
+        """Implement kv_blocks.KvCache.region.
+
+        It holds all heads, so it is that of the host copy where this process has some of them.
+        """
+        memory = self._raw if self.region_is_cache or self._host is None else self._host.raw
+        size = self.layout.layers * self.layout.layer_block_bytes
+        return Region(memory.data_ptr(), size, len(memory), memory.device.index if memory.is_cuda else None)
 
     # ---- bytes of the whole layout ----
 
@@ -109,6 +122,16 @@ class CacheMemory:
             into[at, layer, :, self._heads] = pinned
 
         return finish
+
+    def computed(self) -> Callable[[], None] | None:
+        """Return a function that waits until all that was begun so far is in the region, or None
+        if it is.
+        """
+        if not self._cuda:
+            return None
+        event = _Event()
+        event.record()
+        return lambda: event.synchronize()
 
     def load(self, blocks: Sequence[int]) -> None:
         """Copy all layers of these blocks from the views into the cache.

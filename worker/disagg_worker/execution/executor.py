@@ -38,8 +38,8 @@ class Step:
     """Blocks whose KV is needed in host memory."""
 
 
-# Called with each layer in order, once its exported blocks are in host memory. Not every call is on
-# the engine's thread, but no two calls overlap.
+# Called with each layer in order, once it is computed, and its exported blocks are in host memory.
+# Not every call is on the engine's thread, but no two calls overlap.
 OnLayer = Callable[[int], None]
 
 
@@ -82,7 +82,7 @@ class LocalExecutor:
             return logits
 
     def _computed(self, layer: int, step: Step, on_layer: OnLayer) -> None:
-        finish = self.memory.export(layer, step.export)
+        finish = self.memory.export(layer, step.export) or self.memory.computed()
         if self._copies is None:
             on_layer(layer)
         else:

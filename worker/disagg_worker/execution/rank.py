@@ -54,7 +54,7 @@ def _expect(messages: Messages, kind: MessageKind) -> dict[str, Any]:
 def _load(start: dict[str, Any]) -> tuple[Decoder, Collectives]:
     torch.set_num_threads(start["threads"])
     folder = Path(start["folder"])
-    backend = select(start["device"], start["threads"], start["rank"])
+    backend = select(start["device"], start["threads"], start["rank"], start["numerics"])
     dtype = loader.DTYPES[start["dtype"]]
     collectives = Collectives(start["rank"], start["size"], backend.device, start["timeout_s"])
     loaded = load_network(

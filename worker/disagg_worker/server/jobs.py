@@ -8,8 +8,8 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass, replace
 
 from disagg_protocol.bodies import DecodeRequest, Line, PrefillRequest, error_json, event_json
 from disagg_protocol.event_stream import EventQueue
@@ -19,10 +19,14 @@ from disagg_protocol.ticket import Ticket, sign, token_hash
 from disagg_wire import codes
 from disagg_wire.integrity import MAC, Integrity
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
+from disagg_worker.server.kv_usage import KvUsage
 from disagg_worker.server.metrics import Metrics
+from disagg_worker.transfer.landing import Landing
 from disagg_worker.transfer.listener import KvListener, Session
+from disagg_worker.transfer.nixl_side import NixlSide
 from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sender import TcpKvSender, TransferDone
+from disagg_worker.transfer.writes import NixlKvSender
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class Node:
     """The compatibility hash of model and cache."""
     incarnation: str
     """The worker's incarnation (docs/protocol.md)."""
+    usage: KvUsage
+    """What moves its KV."""
     interface: str
     """The network interface that has the address `listener.host`."""
     ticket_lifetime_s: float
@@ -46,6 +52,19 @@ class Node:
     """The check that the tickets of this worker ask for."""
     connections: int = 2
     """The most connections of a transfer that is sent."""
+    nixl: NixlSide | None = None
+    """What it has for transfers by NIXL."""
+
+    def open_sender(
+        self, request: PrefillRequest, ticket: Ticket, on_done: Callable[[TransferDone], None]
+    ) -> TcpKvSender:
+        """Return the sender for a ticket: it writes by itself if that is offered."""
+        source = (self.listener.host, self.interface)
+        ends = ticket, self.key, self.incarnation, request.tokens, source, on_done
+        if ticket.offer and self.nixl is not None:
+            nixl, layout = self.nixl, self.engine.layout
+            return NixlKvSender(*ends, writer=nixl.writer, layout=layout, place=nixl.place)
+        return TcpKvSender(*ends, connections=self.connections)
 
 
 _END = (EndEvent, ErrorEvent)
@@ -88,7 +107,13 @@ def decode_local(node: Node, request: DecodeRequest, due_s: float | None) -> Job
     return Job(lines(), handle.cancel, events.put, deadline_s)
 
 
-def _issue(node: Node, request: DecodeRequest) -> Ticket:
+def _issue(node: Node, request: DecodeRequest, reservation: Reservation) -> tuple[Ticket, Landing | None]:
+    """Return the ticket, and the offer of the blocks if there is one."""
+    offer, landing = "", None
+    if node.nixl is not None and request.prefill_transports and request.prefill_incarnation:
+        ends = request.prefill_transports, request.prefill_incarnation
+        if (offered := node.nixl.landings.offer(*ends, reservation)) is not None:
+            offer, landing = offered[0].encode(), offered[1]
     ticket = Ticket(
         transfer_id=secrets.token_hex(16),
         request_id=request.request_id,
@@ -102,8 +127,9 @@ def _issue(node: Node, request: DecodeRequest) -> Ticket:
         lifetime_s=node.ticket_lifetime_s,
         prefill_incarnation=request.prefill_incarnation or "",
         integrity=node.integrity if request.prefill_incarnation else "",
+        offer=offer,
     )
-    return sign(node.key, ticket)
+    return sign(node.key, ticket), landing
 
 
 class _RemoteDecode:
@@ -117,15 +143,16 @@ class _RemoteDecode:
         self._reservation = reservation
         self._lock = threading.Lock()
         self._closed = False
-        self.ticket = _issue(node, request)
-        self._session = Session(self.ticket, reservation, self._on_commit, self._on_failed)
+        self.ticket, landing = _issue(node, request, reservation)
+        self._session = Session(self.ticket, reservation, self._on_commit, self._on_failed, landing=landing)
         node.listener.expect(self._session)
 
     def _on_commit(self, received: Received) -> None:
         """Add the verified KV to the batch, on the listener's thread."""
         tokens = [*self._request.tokens, received.first_token]
         params = self._request.sampling.to_params()
-        self.events.put(received)
+        moved = self._node.usage.received(received.moved, self._request.prefill_incarnation or "")
+        self.events.put(replace(received, moved=moved))
         prompt_tokens = self._request.prompt_tokens
         handle = self._node.engine.decode(
             self._reservation, tokens, prompt_tokens, params, self.events, self._request.tenant
@@ -152,7 +179,7 @@ class _RemoteDecode:
             "path": "remote",
             "kv_bytes": first.kv_bytes,
             "transfer_s": round(first.transfer_s, 6),
-            "interface": self._node.interface,
+            **self._node.usage.words(first.moved),
         }
         async for line in _relay(self.events, deadline_s):
             yield line
@@ -209,9 +236,7 @@ class _Prefill:
         self._handle: PrefillHandle | None = None
         self._sender: TcpKvSender | None = None
         if ticket is not None:
-            source = (node.listener.host, node.interface)
-            ends = ticket, node.key, node.incarnation
-            self._sender = TcpKvSender(*ends, request.tokens, source, self._on_done, connections=node.connections)
+            self._sender = node.open_sender(request, ticket, self._on_done)
         params = request.sampling.to_params()
         tokens, prompt_tokens = request.tokens, request.prompt_tokens
         handle = node.engine.prefill(
@@ -244,6 +269,7 @@ class _Prefill:
             metrics.transfer_bytes.labels("sent").inc(done.kv_bytes)
             metrics.transfer_seconds.observe(done.transfer_s)
             metrics.transfer_exposed_seconds.observe(done.exposed_s)
+            done = replace(done, moved=self._node.usage.sent(done.moved, done.peer))
         elif done.error.code == codes.TRANSFER_FAILED:
             metrics.transfer_failures.labels(done.error.code).inc()
         self.events.put(done)
@@ -268,7 +294,7 @@ class _Prefill:
                 if event.error is not None and event.error.code == codes.TRANSFER_FAILED:
                     ended = event.error
                 elif event.error is None:
-                    yield _transferred(event)
+                    yield _transferred(event) | self._node.usage.words(event.moved)
             elif ended is None:
                 ended = event
         yield event_json(ended)
@@ -292,7 +318,6 @@ def _transferred(done: TransferDone) -> Line:
         "kv_bytes": done.kv_bytes,
         "transfer_s": round(done.transfer_s, 6),
         "exposed_s": round(done.exposed_s, 6),
-        "interface": done.interface,
         "peer": done.peer,
     }
 

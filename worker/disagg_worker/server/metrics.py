@@ -125,6 +125,17 @@ class Metrics:
         self.transfer_failures = Counter(
             series.KV_TRANSFER_FAILURES, "KV transfers that failed", [series.REASON], registry=self.registry
         )
+        self.transfers = Counter(
+            series.KV_TRANSFERS,
+            "KV transfers by what moved them",
+            [series.DIRECTION, series.TRANSPORT, series.EVIDENCE],
+            registry=self.registry,
+        )
+        self.quarantined_blocks = Gauge(
+            series.KV_QUARANTINED_BLOCKS,
+            "KV blocks into which a silent prefill worker may still write",
+            registry=self.registry,
+        )
         self.reservations_refused = Counter(
             series.WORKER_RESERVATIONS_REFUSED, "Requests refused because there was no room", registry=self.registry
         )

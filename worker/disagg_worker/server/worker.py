@@ -18,12 +18,13 @@ from disagg_protocol.errors import InvalidInput
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket
 from disagg_wire.fabric import FABRIC
-from disagg_wire.protocol import FEATURES, LAST_RESORT, PROTOCOL_VERSION
+from disagg_wire.protocol import FEATURE_PREFILL_TRANSPORTS, FEATURES, LAST_RESORT, PROTOCOL_VERSION
 from disagg_wire.roles import Role
 from disagg_wire.room import Room
 from disagg_worker.server import jobs
 from disagg_worker.server.metrics import Metrics
 from disagg_worker.settings import Settings
+from disagg_worker.transfer.nixl_side import NixlSide
 
 if TYPE_CHECKING:
     from disagg_worker.model.checkpoint import LoadProgress
@@ -102,6 +103,8 @@ class Worker(Endpoint):
     async def start_decode(self, request: DecodeRequest, due_s: float | None) -> Job:
         node = self._loaded
         await self._prepare(node, request)
+        if node.nixl is not None and request.prefill_transports:
+            await self._open_landings(node.nixl)
         return (
             jobs.decode_remote(node, request) if request.mode == "remote" else jobs.decode_local(node, request, due_s)
         )
@@ -110,6 +113,22 @@ class Worker(Endpoint):
         node = self._loaded
         await self._prepare(node, request)
         return jobs.prefill(node, request, ticket, due_s)
+
+    @staticmethod
+    async def _open_landings(nixl: NixlSide) -> None:
+        """Make the agent of a worker that has changed its role, or whose agent is being replaced.
+
+        Without it nothing is offered, and KV comes over TCP.
+        """
+        if not nixl.landings.is_open:
+            try:
+                await asyncio.to_thread(nixl.landings.open)
+            except Exception as failure:  # Its errors have no common type.
+                log.warning("NIXL offers nothing: %s", failure or type(failure).__name__)
+
+    @property
+    def _nixl(self) -> NixlSide | None:
+        return None if self.node is None else self.node.nixl
 
     @staticmethod
     async def _prepare(node: jobs.Node, request: DecodeRequest | PrefillRequest) -> None:
@@ -186,7 +205,7 @@ class Worker(Endpoint):
         s = self.settings
         answer: dict[str, Any] = {
             "protocol": PROTOCOL_VERSION,
-            "features": list(FEATURES),
+            "features": [*FEATURES, *((FEATURE_PREFILL_TRANSPORTS,) if self._nixl is not None else ())],
             "incarnation": self.incarnation,
             "pod": s.pod_name,
             "role": self.role,
@@ -205,7 +224,7 @@ class Worker(Endpoint):
                 answer["loading"] = {"read_bytes": self.loading.read_bytes, "total_bytes": self.loading.total_bytes}
             return answer
         engine, load = self.node.engine, self.node.engine.load()
-        model = engine.model
+        model, moved = engine.model, self.node.usage.last
         answer["model"] = {
             "name": model.name,
             "digest": model.digest,
@@ -219,13 +238,15 @@ class Worker(Endpoint):
             "compat": self.node.compat,
             "host": self.node.listener.host,
             "port": self.node.listener.port,
-            "interface": self.node.interface,
-            "transport": "tcp",
+            "interface": moved.interface,
+            "transport": moved.transport,
             "block_size_tokens": engine.layout.block_size_tokens,
             "bytes_per_token": engine.layout.bytes_per_token,
             "blocks_total": load.blocks_total,
             "blocks_free": load.blocks_free,
         }
+        if self._nixl is not None:
+            answer["kv"] |= {"transports": dict(self._nixl.reach), "evidence": moved.evidence}
         answer["load"] = {
             "waiting_requests": load.waiting_requests,
             "waiting_tokens": load.waiting_tokens,

@@ -36,7 +36,11 @@ class FrameType(IntEnum):
     ACK = 6
     ERROR = 7
     END = 8
-    """Of version 2 only."""
+    """This and the following ones are of version 2 only."""
+    WRITES = 9
+    READY = 10
+    WRITTEN = 11
+    RELEASED = 12
 
 
 @dataclass(frozen=True, slots=True)

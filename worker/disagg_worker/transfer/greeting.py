@@ -30,6 +30,8 @@ class SessionKeys:
 
     to_decode: bytes
     to_prefill: bytes
+    blocks: bytes
+    """For the tags of blocks that are written into decode's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def session_keys(key: bytes, challenge: bytes, proof: str) -> SessionKeys:
     def derived(direction: bytes) -> bytes:
         return hmac.new(key, _LABEL + direction + challenge + proof.encode(), hashlib.sha256).digest()[:KEY_BYTES]
 
-    return SessionKeys(derived(b"to decode"), derived(b"to prefill"))
+    return SessionKeys(*(derived(label) for label in (b"to decode", b"to prefill", b"blocks")))
 
 
 def is_bound(content: Mapping[str, Any]) -> bool:

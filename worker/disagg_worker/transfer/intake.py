@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from dataclasses import replace
 from itertools import combinations
 
 from disagg_protocol.ticket import Ticket, TicketError
@@ -16,9 +17,11 @@ from disagg_worker.engine.contract import Reservation
 from disagg_worker.transfer import frame_socket
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.greeting import MAX_CONNECTIONS
+from disagg_worker.transfer.landing import Landing
 from disagg_worker.transfer.manifest import Coverage, Digest, combined, verify_commit
 from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sealed_socket import SealedSocket
+from disagg_worker.transfer.write_intake import WriteIntake
 from disagg_worker.values.layouts import KvLayout
 
 # The lists of connections that a commit may have.
@@ -29,9 +32,16 @@ class Intake:
     """What the connections of one transfer have in common."""
 
     def __init__(
-        self, ticket: Ticket, reservation: Reservation, layout: KvLayout, vocab_size: int, idle_s: float
+        self,
+        ticket: Ticket,
+        reservation: Reservation,
+        layout: KvLayout,
+        vocab_size: int,
+        idle_s: float,
+        landing: Landing | None = None,
     ) -> None:
         self._ticket = ticket
+        self._layout = layout
         self._reservation = reservation
         self._vocab_size = vocab_size
         self._idle_s = idle_s
@@ -42,6 +52,7 @@ class Intake:
         self._writing: dict[int, socket.socket] = {}
         self._committed: list[int] | None = None
         self._failure: str | None = None
+        self._writes = None if landing is None else WriteIntake(landing, ticket, layout)
 
     @property
     def failure(self) -> str:
@@ -62,17 +73,25 @@ class Intake:
             self._writing[connection] = sock
             self._changed.notify_all()
 
-    def receive(self, connection: int, link: SealedSocket) -> Received | None:
+    def receive(self, connection: int, link: SealedSocket, key: bytes) -> Received | None:
         """Receive until the connection has done its part; connection 0 returns the whole.
+
+        `key` is that of the tags of blocks.
 
         Raises FrameError or OSError; the caller then calls `leave`.
         """
+        if self._writes is not None and not connection:
+            self._writes.key = key
         while True:
             header = link.header()
             if header.type is FrameType.LAYER:
                 self._layer(connection, link, header)
                 continue
             payload = link.control(header)
+            if self._writes is not None and not connection and self._writes.takes(link, header, payload):
+                if header.type is FrameType.WRITTEN:
+                    self._written(header, payload)
+                continue
             if header.type is FrameType.END and connection:
                 self._ended(connection)
                 return None
@@ -89,12 +108,29 @@ class Intake:
             if self._failure is not None:
                 raise FrameError(self._failure)
             self._coverage.claim(header)
-        first = header.first_block
-        views = [self._reservation.layer_view(header.layer, first + i) for i in range(header.n_blocks)]
+        views = self._reservation.blocks(header.first_block, header.n_blocks).views(header.layer)
         tag = link.into(header, views)
         with self._changed:
             self._coverage.arrived(header)
             self._digests[connection].add_tag(tag, header.length_bytes)
+
+    def _written(self, header: Header, tags: bytes) -> None:
+        """Take blocks that lie in their place, with all layers."""
+        assert self._writes is not None
+        size_bytes = self._layout.layer_block_bytes * header.n_blocks
+        layers = [
+            replace(header, type=FrameType.LAYER, layer=i, length_bytes=size_bytes) for i in range(self._layout.layers)
+        ]
+        with self._changed:
+            if self._failure is not None:
+                raise FrameError(self._failure)
+            for layer in layers:
+                self._coverage.claim(layer)
+        self._writes.check(header, tags)
+        with self._changed:
+            for layer in layers:
+                self._coverage.arrived(layer)
+            self._digests[0].add_tag(tags, len(layers) * size_bytes)
 
     def _ended(self, connection: int) -> None:
         with self._changed:
@@ -109,6 +145,7 @@ class Intake:
     def _commit(self, payload: bytes) -> Received:
         """Wait for the last frames of the other connections, and verify the whole."""
         content = frame_socket.parse_json(payload)
+        moved = None if self._writes is None else self._writes.committed(content, self._idle_s)
         connections = content.get("connections")
         if not isinstance(connections, list) or connections not in _POSSIBLE:
             raise FrameError(f"commit.connections: {connections!r} is no list of connections")
@@ -121,7 +158,7 @@ class Intake:
                 raise TimeoutError("timed out")
             digest = combined(self._digests)
         token = verify_commit(content, self._coverage, self._ticket, self._vocab_size, digest)
-        return Received(token, digest.payload_bytes, time.monotonic() - self._started_s)
+        return Received(token, digest.payload_bytes, time.monotonic() - self._started_s, moved)
 
     def _all_ended(self) -> bool:
         """Return whether exactly the connections of the commit have joined, and the others have
@@ -133,10 +170,19 @@ class Intake:
         """Make all connections end; they may still say why."""
         with self._changed:
             self._failure = self._failure or message
-            socks = list(self._writing.values())
+            # By connection 0 prefill has yet to say that it writes no more.
+            spared = 0 if self._writes is not None and self._writes.begun else -1
+            socks = [sock for connection, sock in self._writing.items() if connection != spared]
             self._changed.notify_all()
         for sock in socks:
             frame_socket.stop_reading(sock)
+
+    def call_off(self) -> bool:
+        """Tell a prefill worker that writes by NIXL to stop, if one does.
+
+        It says so when it has, which ends the connection.
+        """
+        return self._writes is not None and self._writes.call_off()
 
     def leave(self, connection: int) -> bool:
         """Note that a connection writes no more, after a failure of any.

@@ -110,6 +110,7 @@ class Lanes:
             self._socks[connection] = sock
         plain.send_json(FrameType.BEGIN, content)
         keys, integrity = session_keys(self._key, challenge, content["proof"]), self._ticket.integrity
+        self._keys = keys
         return SealedSocket(
             sock, self._timeouts.peer_s, Sealer(keys.to_decode, integrity), Sealer(keys.to_prefill, integrity)
         )
@@ -144,8 +145,8 @@ class Lanes:
             raise FrameError(f"expected ACK, got {kind.name}")
 
     def _send_part(self, link: SealedSocket, part: Part, digest: Digest) -> None:
-        header = Header(FrameType.LAYER, part.layer, 0, part.first_block, len(part.blocks))
-        digest.add_tag(self._send(link, header, part.blocks), part.size_bytes)
+        header = Header(FrameType.LAYER, part.layer, 0, part.first_block, len(part.blocks.ids))
+        digest.add_tag(self._send(link, header, part.blocks.views(part.layer)), part.size_bytes)
 
     # ---- further connections ----
 

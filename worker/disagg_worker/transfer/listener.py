@@ -26,10 +26,12 @@ from disagg_worker.transfer import frame_socket, greeting
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.greeting import Begin
 from disagg_worker.transfer.intake import Intake
+from disagg_worker.transfer.landing import Landing
 from disagg_worker.transfer.manifest import Coverage, verify_commit
 from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sealed_socket import SealedSocket
 from disagg_worker.transfer.seals import Sealer
+from disagg_worker.transfer.write_intake import await_release, refuse
 from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,22 @@ class Session:
     """The connections while it is received."""
     intake: Intake | None = field(default=None)
     """What the connections of a bound transfer share."""
+    landing: Landing | None = None
+    """The offer of the blocks to a worker that writes into them, if the ticket has one."""
+
+    def give_back(self) -> bool:
+        """Release the blocks, or return False if a worker may still write: they are held then."""
+        if self.landing is not None and not self.landing.quiet:
+            self.landing.hold()
+            return False
+        self.keep()
+        self.reservation.release()
+        return True
+
+    def keep(self) -> None:
+        """Note that nobody writes into the blocks any more."""
+        if self.landing is not None:
+            self.landing.end()
 
 
 class KvListener:
@@ -117,8 +135,8 @@ class KvListener:
             self._waiting.pop(session.ticket.transfer_id, None)
             socks = list(session.socks)
         if phase is Phase.WAITING:
-            session.reservation.release()
-        elif phase is Phase.RECEIVING:
+            session.give_back()
+        elif phase is Phase.RECEIVING and not (session.intake is not None and session.intake.call_off()):
             for sock in socks:
                 frame_socket.hang_up(sock)
 
@@ -195,6 +213,7 @@ class KvListener:
         if cancelled:
             self._fail(link, session, codes.CANCELLED, "the request was cancelled")
             return
+        session.keep()
         try:
             session.on_commit(received)
         except Exception as refusal:  # Whatever the engine raises ends this transfer.
@@ -252,7 +271,8 @@ class KvListener:
                 del self._waiting[ticket.transfer_id]
                 self._receiving[ticket.transfer_id] = session
                 session.phase = Phase.RECEIVING
-                session.intake = Intake(ticket, session.reservation, self._layout, self._vocab_size, self._idle_s)
+                blocks = session.reservation, self._layout, self._vocab_size
+                session.intake = Intake(ticket, *blocks, self._idle_s, session.landing)
             session.intake.join(begin.connection, sock)
             session.socks.append(sock)
             return session, session.intake
@@ -262,7 +282,7 @@ class KvListener:
         keys, integrity = begin.keys, begin.ticket.integrity
         link = SealedSocket(sock, self._idle_s, Sealer(keys.to_prefill, integrity), Sealer(keys.to_decode, integrity))
         try:
-            received = intake.receive(begin.connection, link)
+            received = intake.receive(begin.connection, link, keys.blocks)
         except Exception as failure:  # The blocks must be freed whatever has happened.
             message = str(failure) or type(failure).__name__
             log.warning("transfer %s from %s failed: %s", session.ticket.transfer_id, peer, message)
@@ -282,8 +302,7 @@ class KvListener:
             raw, header = link.header()
             if header.type is FrameType.LAYER:
                 coverage.check(header)
-                first = header.first_block
-                views = [session.reservation.layer_view(header.layer, first + i) for i in range(header.n_blocks)]
+                views = session.reservation.blocks(header.first_block, header.n_blocks).views(header.layer)
                 link.into(raw, header, views)
                 coverage.take(header)
                 continue
@@ -303,9 +322,13 @@ class KvListener:
             cancelled = session.phase is Phase.ENDED
             session.phase = Phase.ENDED
             self._receiving.pop(session.ticket.transfer_id, None)
-        session.reservation.release()
+        free = session.give_back()
         session.on_failed(codes.CANCELLED if cancelled else code, message)
-        self._send_error(link, code, message)
+        if free or session.landing is None or not isinstance(link, SealedSocket):
+            self._send_error(link, code, message)
+            return
+        refuse(link, code, message)
+        await_release(link, session.landing)
 
     @staticmethod
     def _send_error(link: _Link, code: str, message: str) -> None:

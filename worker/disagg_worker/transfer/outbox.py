@@ -1,6 +1,6 @@
 """The frames of a transfer that wait to be sent, and its end.
 
-It holds no copies: the views are those of blocks that the engine holds until the transfer has
+It holds no copies: the blocks are those that the engine holds until the transfer has
 ended, so its size is bounded by theirs.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from disagg_protocol.events import ErrorEvent, TokenEvent
+from disagg_worker.values.kv_blocks import KvBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Part:
 
     layer: int
     first_block: int
-    blocks: tuple[memoryview, ...]
+    blocks: KvBlocks
     size_bytes: int
 
 
@@ -49,18 +49,16 @@ class Outbox:
         self._end: End | None = None
         self._failure: Exception | None = None
 
-    def layer(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
+    def layer(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
         """Add the blocks of a layer, split into frames. Nothing is added behind the end."""
-        if not blocks:
-            return
-        block_bytes = len(blocks[0])
+        block_bytes, n = blocks.cache.layout.layer_block_bytes, len(blocks.ids)
         step = max(1, self._frame_bytes // block_bytes)
-        groups = [(start, tuple(blocks[start : start + step])) for start in range(0, len(blocks), step)]
+        groups = [(start, blocks.part(start, start + step)) for start in range(0, n, step)]
         with self._changed:
             if self._end is not None:
                 return
             for start, group in groups:
-                size_bytes = len(group) * block_bytes
+                size_bytes = len(group.ids) * block_bytes
                 self._parts.append(Part(layer, first_block + start, group, size_bytes))
                 self._waiting_bytes += size_bytes
             self._changed.notify_all()

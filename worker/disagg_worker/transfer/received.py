@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from disagg_worker.transfer.ucx_report import Moved
+
 
 @dataclass(frozen=True, slots=True)
 class Received:
@@ -13,3 +15,5 @@ class Received:
     kv_bytes: int
     transfer_s: float
     """The time from the first frame to the commit."""
+    moved: Moved | None = None
+    """What has moved it, where that is not the TCP connection itself."""

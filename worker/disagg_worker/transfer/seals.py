@@ -6,6 +6,7 @@ and while the network moves the others.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import crc32c
@@ -47,6 +48,17 @@ class _Crc32c:
 
     def tag(self) -> bytes:
         return self._crc.to_bytes(4, "little").ljust(TAG_BYTES, b"\0")
+
+
+def block_tag(key: bytes, integrity: str, number: int, parts: Iterable[memoryview]) -> bytes:
+    """Return the tag of a whole block, which has the number `number` in its sequence.
+
+    A key is used for each number once.
+    """
+    seal: Seal = _Crc32c() if integrity == CRC32C else _Gmac(algorithms.AES(key), number)
+    for part in parts:
+        seal.update(part)
+    return seal.tag()
 
 
 class Sealer:

@@ -26,6 +26,8 @@ from disagg_worker.transfer.lanes import Lanes
 from disagg_worker.transfer.manifest import Digest, commit_payload
 from disagg_worker.transfer.outbox import Commit, Outbox, Part
 from disagg_worker.transfer.sender_timeouts import SenderTimeouts, TransferFailed
+from disagg_worker.transfer.ucx_report import Moved
+from disagg_worker.values.kv_blocks import KvBlocks
 
 log = logging.getLogger(__name__)
 # This is below the protocol's limit because the CRC of a frame is computed before its first byte is
@@ -46,6 +48,8 @@ class TransferDone:
     """The local network interface."""
     peer: str
     """The peer's address, host:port."""
+    moved: Moved | None = None
+    """What has moved the KV, where that is not the TCP connection itself."""
     error: ErrorEvent | None = None
     """The reason of a failure."""
 
@@ -88,7 +92,11 @@ class TcpKvSender:
         self._cancelled = False
         self._ended = False
 
-    def layer_ready(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
+    @property
+    def reads_region(self) -> bool:
+        return False
+
+    def layer_ready(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
         self._outbox.layer(layer, first_block, blocks)
         self._start()
 
@@ -102,7 +110,7 @@ class TcpKvSender:
             if self._thread is not None or self._ended:
                 return
             self._ended = True
-        self._on_done(TransferDone(0, 0.0, 0.0, self._interface, "", error))
+        self._on_done(TransferDone(0, 0.0, 0.0, self._interface, "", error=error))
 
     def cancel(self) -> None:
         """Break the transfer off (idempotent, any thread); `on_done` is then called at once.
@@ -137,7 +145,7 @@ class TcpKvSender:
         self._on_done(done)
 
     def _not_sent(self, started_s: float, error: ErrorEvent) -> TransferDone:
-        return TransferDone(0, time.monotonic() - started_s, 0.0, self._interface, "", error)
+        return TransferDone(0, time.monotonic() - started_s, 0.0, self._interface, "", error=error)
 
     def _connect(self) -> socket.socket:
         address = (self._ticket.host, self._ticket.port)
@@ -163,8 +171,8 @@ class TcpKvSender:
             link.send_json(FrameType.BEGIN, begin)
             first_byte_s = time.monotonic()
             while isinstance(item := self._next(link), Part):
-                header = Header(FrameType.LAYER, item.layer, digest.frames, item.first_block, len(item.blocks))
-                digest.add(self._send(link, header, item.blocks), item.size_bytes)
+                header = Header(FrameType.LAYER, item.layer, digest.frames, item.first_block, len(item.blocks.ids))
+                digest.add(self._send(link, header, item.blocks.views(item.layer)), item.size_bytes)
             if not isinstance(item, Commit):
                 content = {"code": item.code, "message": item.message, "retryable": item.retryable}
                 link.send_json(FrameType.ERROR, content)
@@ -174,12 +182,14 @@ class TcpKvSender:
             return self._sent(digest, item, first_byte_s)
 
     def _transfer_bound(self, started_s: float) -> TransferDone:
-        ends = self._ticket, self._key, self._incarnation
-        running = Lanes(*ends, self._outbox, self._connect, self._timeouts, self._connections)
-        sent = running.run(self._commit_of)
+        sent = self._lanes().run(self._commit_of)
         if isinstance(sent, ErrorEvent):
             return self._not_sent(started_s, sent)
         return self._sent(*sent, started_s)
+
+    def _lanes(self) -> Lanes:
+        ends = self._ticket, self._key, self._incarnation
+        return Lanes(*ends, self._outbox, self._connect, self._timeouts, self._connections)
 
     def _commit_of(self, digest: Digest, commit: Commit) -> dict[str, Any]:
         return commit_payload(digest, self._n_tokens, self._token_hash, commit.first_token)

@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from typing import Literal
 
+Numerics = Literal["auto", "exact", "fast"]
 Quantization = Literal["none", "int8", "int4", "fp8"]

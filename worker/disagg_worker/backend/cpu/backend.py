@@ -2,8 +2,9 @@
 
 Activations are float32 whatever the weights are, which costs nothing on a CPU and rounds less.
 
-A row's result does not depend on the other rows (src/matmul.hpp), so a token is the same alone and
-in any batch.
+A row's result does not depend on the other rows (src/matmul.hpp), and a token attends with the same
+arithmetic in a prompt and in a decode step (src/decode_attention.hpp), so its bits are the same
+alone and in any batch, decoded and prefilled.
 """
 
 from __future__ import annotations
@@ -132,6 +133,7 @@ class CpuBackend:
 
     name = "cpu"
     fp8_cache = False
+    exact = True
     decode_sizes: tuple[int, ...] = ()
 
     def __init__(self, kernels: ctypes.CDLL, threads: int) -> None:

@@ -31,6 +31,7 @@ class CudaBackend:
     """Implements interface.Backend on one NVIDIA GPU."""
 
     name = "cuda"
+    exact = False
     decode_sizes = BATCH_SIZES
 
     def __init__(self, device: torch.device) -> None:

@@ -1,6 +1,6 @@
 // The functions that Python calls, one of which runs a whole decode step. Activations are float;
 // the cache is float or bfloat16.
-#include "attention.hpp"
+#include "decode_attention.hpp"
 
 // The norm over `n` floats: weight * x / sqrt(mean(x^2) + eps).
 static void norm_row(const float* x, const float* weight, float eps, int n, float* out) {
