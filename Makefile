@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-ablation bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-engines test-faults test-rollouts test-scaler
+.PHONY: bench-ablation bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-engines test-faults test-rollouts test-fabric test-scaler
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -63,6 +63,11 @@ test-faults: setup programs ## faults of the control plane at a real API server,
 test-rollouts: setup cluster ## rollouts, canaries, drains, zero, deletion and the upgrade of 0.1.0, on a real kubelet under load (half an hour)
 	@status=0; $(PY) -m pytest -q --timeout 1800 -m "e2e and long" tests/e2e/test_rollouts.py tests/e2e/test_lifecycle.py tests/e2e/test_upgrade_under_load.py --junitxml .cache/rollouts.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/rollouts.xml benchmarks/results/rollouts.md "Rollouts and upgrades under load" "make test-rollouts"; \
+	  exit $$status
+
+test-fabric: setup cluster ## KV by NIXL between processes, network namespaces and pods, with peers that die or freeze (three minutes)
+	@status=0; $(PY) -m pytest -q --timeout 900 tests/worker/nixl tests/e2e/test_nixl.py --junitxml .cache/fabric.xml || status=$$?; \
+	  $(PY) scripts/long_form.py .cache/fabric.xml benchmarks/results/fabric.md "KV by NIXL" "make test-fabric"; \
 	  exit $$status
 
 test-scaler: setup cluster ## a DisaggScaler beside KEDA on real LeaderWorkerSets, whose controllers are built first (an hour; 20 minutes more to build)
@@ -160,8 +165,9 @@ lock:           ## requirements/*.txt from pyproject.toml
 bench-adapter: setup ## what the adapter adds to a request and a token; writes benchmarks/results/adapter.md
 	@$(PY) -m benchmarks.adapter
 
-bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); writes benchmarks/results/transfer.md (a minute)
+bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); what a hand-over adds; writes benchmarks/results/transfer.md and handover.md (four minutes)
 	@$(PY) -m benchmarks.transfer
+	@$(PY) -m benchmarks.transfer.handover
 
 bench-router: setup ## the router beside nginx, in front of the same simulated workers; writes benchmarks/results/router.md (6 minutes; fetches nginx)
 	@$(PY) -m benchmarks.router

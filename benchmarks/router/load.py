@@ -82,6 +82,10 @@ class _Connection(asyncio.Protocol):
         elif not self._first_s and not seen.startswith(b"HTTP/1.1 200"):
             self._over(RuntimeError(f"refused: {seen[:500]!r}"))
 
+    @property
+    def is_closed(self) -> bool:
+        return self._transport.is_closing()
+
     def close(self) -> None:
         self._transport.close()
 
@@ -111,9 +115,11 @@ class Generator:
         self._idle.clear()
 
     async def _ask(self, request: bytes, tokens: int, out: Measured) -> None:
-        if self._idle:
+        # A server may end a connection on which it has answered for long enough.
+        connection = None
+        while self._idle and (connection is None or connection.is_closed):
             connection = self._idle.pop()
-        else:
+        if connection is None or connection.is_closed:
             loop = asyncio.get_running_loop()
             _, connection = await loop.create_connection(_Connection, "127.0.0.1", self._port)
         ttft_s, events = await connection.ask(request)

@@ -7,19 +7,17 @@ falls on all of them. Needs root, for the network namespaces.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from benchmarks.machine import machine
 from benchmarks.transfer.link import link
 from benchmarks.transfer.memory import LAYOUT, PREFILL, TOKENS
+from benchmarks.transfer.process import End
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "benchmarks" / "results" / "transfer.md"
@@ -70,42 +68,11 @@ class Measured:
     receiver_user_s: list[float] = field(default_factory=list)
 
 
-class _End:
-    def __init__(self, command: list[str], role: str) -> None:
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'worker'}", "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [*command, sys.executable, "-m", "benchmarks.transfer.endpoint", role],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._in: IO[str] = self._process.stdin
-        self._out: IO[str] = self._process.stdout
-
-    def tell(self, job: dict[str, Any]) -> None:
-        self._in.write(json.dumps(job) + "\n")
-        self._in.flush()
-
-    def hear(self) -> dict[str, Any]:
-        line = self._out.readline()
-        if not line:
-            raise SystemExit("a process of the benchmark has ended")
-        return dict(json.loads(line))
-
-    def close(self) -> None:
-        self._in.close()
-        self._process.wait(30)
-        self._out.close()
-
-
 def measure(rate: int | None, rounds: int) -> dict[str, Measured]:
     """Return what was measured on one link."""
     out = {name: Measured() for name in CASES}
     with link(rate) as (at_sender, at_receiver):
-        receiver, sender = _End(at_receiver, "receive"), _End(at_sender, "send")
+        receiver, sender = End(at_receiver, "receive"), End(at_sender, "send")
         for i in range(rounds + 1):
             for name, job in CASES.items():
                 receiver.tell(job)

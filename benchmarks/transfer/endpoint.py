@@ -7,6 +7,7 @@ time this process has used for it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import secrets
@@ -15,6 +16,7 @@ import time
 from typing import Any
 
 from benchmarks.transfer import plain
+from benchmarks.transfer.decoding import Decoding
 from benchmarks.transfer.link import RECEIVER, SENDER
 from benchmarks.transfer.memory import LAYOUT, PREFILL, TOKENS, Memory
 from disagg_protocol.events import TokenEvent
@@ -24,7 +26,6 @@ from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sender import TcpKvSender, TransferDone
 
 KEY = b"k" * 32
-_PROMPT = list(range(TOKENS))
 _TIMEOUT_S = 60.0
 # Tokens whose KV a chunk of prefill completes.
 _CHUNK_TOKENS = 2048
@@ -49,7 +50,11 @@ def _say(content: dict[str, Any]) -> None:
     print(json.dumps(content), flush=True)
 
 
-def _ticket(port: int, bound: dict[str, str]) -> Ticket:
+def _prompt(tokens: int) -> list[int]:
+    return list(range(tokens))
+
+
+def _ticket(port: int, bound: dict[str, Any], tokens: int) -> Ticket:
     ticket = Ticket(
         transfer_id=secrets.token_hex(16),
         request_id="r",
@@ -58,38 +63,47 @@ def _ticket(port: int, bound: dict[str, str]) -> Ticket:
         decode_incarnation="decode/boot",
         host=RECEIVER,
         port=port,
-        tokens=TOKENS,
-        token_hash=token_hash(_PROMPT),
+        tokens=tokens,
+        token_hash=token_hash(_prompt(tokens)),
         lifetime_s=_TIMEOUT_S,
         **bound,
     )
     return sign(KEY, ticket)
 
 
-def _send_kv(ticket: Ticket, memory: Memory) -> None:
+def _send_kv(ticket: Ticket, memory: Memory, tokens_per_s: float) -> TransferDone:
+    """Send the KV of a prompt that is computed at this speed, layer by layer."""
     done: queue.SimpleQueue[TransferDone] = queue.SimpleQueue()
-    sender = TcpKvSender(ticket, KEY, PREFILL, _PROMPT, (SENDER, "kvs0"), done.put)
-    step = _CHUNK_TOKENS // LAYOUT.block_size_tokens
-    for first in range(0, memory.n_blocks, step):
+    sender = TcpKvSender(ticket, KEY, PREFILL, _prompt(ticket.tokens), (SENDER, "kvs0"), done.put)
+    size = LAYOUT.block_size_tokens
+    due_s = time.monotonic()
+    for start in range(0, ticket.tokens, _CHUNK_TOKENS):
+        chunk = min(_CHUNK_TOKENS, ticket.tokens - start)
         for layer in range(LAYOUT.layers):
-            sender.layer_ready(layer, first, memory.blocks(first, step))
+            due_s += chunk / tokens_per_s / LAYOUT.layers
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            sender.layer_ready(layer, start // size, memory.blocks(start // size, chunk // size))
     sender.commit(TokenEvent(0, 7))
     end = done.get(timeout=_TIMEOUT_S)
     if end.error is not None:
         raise SystemExit(end.error.message)
+    return end
 
 
-def _receive_kv(memory: Memory, bound: dict[str, str]) -> None:
+def _receive_kv(memory: Memory, bound: dict[str, Any], tokens: int, decoding: Decoding | None) -> None:
     outcomes: queue.SimpleQueue[Received | str] = queue.SimpleQueue()
     listener = KvListener(RECEIVER, 0, KEY, LAYOUT, 100_000)
-    ticket = _ticket(listener.port, bound)
+    ticket = _ticket(listener.port, bound, tokens)
+    memory.n_blocks = tokens // LAYOUT.block_size_tokens
+    streams = None if decoding is None else decoding.start()
     listener.expect(Session(ticket, memory, outcomes.put, lambda code, message: outcomes.put(message)))
     _say({"ticket": ticket.to_json()})
-    cpu = _Cpu()
+    cpu, began_s = _Cpu(), time.monotonic()
     outcome = outcomes.get(timeout=_TIMEOUT_S)
     if isinstance(outcome, str):
         raise SystemExit(outcome)
-    _say(cpu.used())
+    quiet_s, busy_s = ([], []) if streams is None else streams.end(began_s)
+    _say(cpu.used() | {"quiet_s": quiet_s, "busy_s": busy_s})
     listener.close()
 
 
@@ -103,22 +117,39 @@ def _receive_plain(memory: Memory, encrypted: bool) -> None:
 
 def _send(job: dict[str, Any], memory: Memory) -> None:
     started_s, cpu = time.monotonic(), _Cpu()
+    exposed_s = 0.0
     if "ticket" in job:
-        _send_kv(Ticket(**job["ticket"]), memory)
+        exposed_s = _send_kv(Ticket(**job["ticket"]), memory, job.get("tokens_per_s", math.inf)).exposed_s
     else:
         plain.send(RECEIVER, job["port"], memory, job["encrypted"])
-    _say({"seconds": time.monotonic() - started_s} | cpu.used())
+    _say({"seconds": time.monotonic() - started_s, "exposed_s": exposed_s} | cpu.used())
+
+
+def _watch() -> None:
+    """Decode, and tell the steps before and after a time that is read from the input."""
+    decoding = Decoding()
+    for _ in sys.stdin:
+        streams = decoding.start()
+        _say({})
+        quiet_s, busy_s = streams.end(json.loads(sys.stdin.readline())["began_s"])
+        _say({"quiet_s": quiet_s, "busy_s": busy_s})
 
 
 def main() -> None:
+    if sys.argv[1] == "watch":
+        _watch()
+        return
     sends = sys.argv[1] == "send"
     memory = Memory(1 if sends else 0)
+    decoding: Decoding | None = None
     for line in sys.stdin:
         job = json.loads(line)
         if sends:
             _send(job, memory)
         elif "bound" in job:
-            _receive_kv(memory, job["bound"])
+            if job.get("decodes"):
+                decoding = decoding or Decoding()
+            _receive_kv(memory, job["bound"], job.get("tokens", TOKENS), decoding if job.get("decodes") else None)
         else:
             _receive_plain(memory, job["encrypted"])
         if not sends and not job["encrypted"] and memory.bytes[-1] != 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from disagg_worker.values.kv_blocks import KvBlocks, Region
+from disagg_worker.values.kv_blocks import InMemory, KvBlocks
 from disagg_worker.values.layouts import KvLayout
 
 # Llama 3.1 8B in bfloat16, with blocks of the default size.
@@ -12,31 +12,27 @@ TOKENS = 4096
 PREFILL = "prefill/boot"
 
 
-class Memory:
+class Memory(InMemory):
     """Implements contract.Reservation and kv_blocks.KvCache, block-major as the cache is."""
 
     layout = LAYOUT
-    n_blocks = TOKENS // LAYOUT.block_size_tokens
+    held_blocks = 0
 
     def __init__(self, fill: int) -> None:
+        self.n_blocks = TOKENS // LAYOUT.block_size_tokens
+        self._room = self.n_blocks
         self.bytes = bytearray([fill]) * (TOKENS * LAYOUT.bytes_per_token)
 
-    def layer_view(self, layer: int, block: int) -> memoryview:
-        start = (block * LAYOUT.layers + layer) * LAYOUT.layer_block_bytes
-        return memoryview(self.bytes)[start : start + LAYOUT.layer_block_bytes]
-
-    @property
-    def region(self) -> Region:
-        raise NotImplementedError
-
     def view(self, layer: int, block: int) -> memoryview:
-        return self.layer_view(layer, block)
+        # The blocks of a prompt that is longer lie on those before them.
+        start = (block % self._room * LAYOUT.layers + layer) * LAYOUT.layer_block_bytes
+        return memoryview(self.bytes)[start : start + LAYOUT.layer_block_bytes]
 
     def blocks(self, first: int, n: int) -> KvBlocks:
         return KvBlocks(self, range(first, first + n))
 
     def written_in_region(self) -> None:
-        raise NotImplementedError
+        raise AssertionError("only NIXL writes in the region")
 
     def release(self) -> None:
         """Give nothing back: there is no pool."""

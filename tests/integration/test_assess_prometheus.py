@@ -19,14 +19,16 @@ from tests.operator.assessment.pages import Page
 pytestmark = pytest.mark.apiserver
 
 HOURS, EVERY_S = 12, 30
+STRETCH = 20
+"""Looks that an engine stays busy or quiet, some of the windows of assess."""
 ENGINES = ("vllm", "sglang")
 
 
 def half_a_day(engine: str, end_s: float) -> remote_write.Samples:
     """Return the samples of two engines.
 
-    Twice as many requests come in the last hour, and a token takes longer by the prompts that are
-    computed in the same half minute.
+    Twice as many requests come in the last hour, and a token takes longer in every second stretch
+    of ten minutes, when twice as many prompts are computed.
     """
     source, samples = random.Random(1), remote_write.Samples()
     pages = [Page(engine, "llama-3.1-8b") for _ in range(2)]
@@ -35,7 +37,7 @@ def half_a_day(engine: str, end_s: float) -> remote_write.Samples:
         for number, page in enumerate(pages):
             busy = at_s > end_s - 3600
             if look:
-                many = source.random() < 0.5
+                many = (look // STRETCH + number) % 2 == 1
                 for _ in range((4 if busy else 2) if many else (2 if busy else 1)):
                     gap_s = 0.06 if many else 0.03
                     page.request(source.choice((300, 1500)), 20, cached=100, ttft_s=0.4, gaps_s=[gap_s] * 19)

@@ -18,6 +18,7 @@ from disagg_protocol.bodies import (
     encoded,
     event_json,
     parse,
+    parse_drain,
     parse_role,
     parse_room,
 )
@@ -143,6 +144,30 @@ def test_a_first_token_is_due_so_many_seconds_after_the_request_came(
     assert decode(mode="local", first_token_within_s=within_s).due_s(10.0) == due_s
     assert decode(mode="local").due_s(10.0) is None
     assert decode(mode="remote", first_token_within_s=None).due_s(10.0) is None
+
+
+def test_only_a_request_for_kv_of_another_worker_has_a_limit_for_prefill_here() -> None:
+    assert decode(mode="remote", local_up_to_tokens=7).local_up_to_tokens == 7
+    assert decode(mode="remote").local_up_to_tokens is None
+    for values in ({"mode": "local", "local_up_to_tokens": 7}, {"mode": "remote", "local_up_to_tokens": -1}):
+        with pytest.raises(BadRequest, match="local_up_to_tokens"):
+            decode(**values)
+
+
+def test_what_prefill_is_told_of_belongs_to_kv_that_it_sends() -> None:
+    sent = decode(prefill_incarnation="p1", prefill_transports={"tcp": ""})
+    assert (sent.prefill_incarnation, sent.prefill_transports) == ("p1", {"tcp": ""})
+    with pytest.raises(BadRequest, match=r"^prefill_incarnation: only with mode remote"):
+        decode(mode="local", prefill_incarnation="p1")
+    with pytest.raises(BadRequest, match=r"^prefill_transports: only with prefill_incarnation"):
+        decode(prefill_transports={"tcp": ""})
+
+
+def test_a_notice_to_leave_has_a_lease_within_a_day() -> None:
+    assert (parse_drain(b"{}").lease_s, parse_drain(b'{"lease_s": 0}').lease_s) == (30.0, 0.0)
+    for body in (b'{"lease_s": -1}', b'{"lease_s": 86401}', b'{"lease": 1}'):
+        with pytest.raises(BadRequest, match=r"^lease"):
+            parse_drain(body)
 
 
 def test_a_message_with_text_of_the_client_does_not_break_the_line() -> None:

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_protocol.ticket import Ticket, TicketError, _mac, begin_proof, sign, token_hash, verify
+from disagg_protocol.ticket import (
+    Ticket,
+    TicketError,
+    _mac,
+    begin_proof,
+    check_held,
+    prefix_hash,
+    sign,
+    token_hash,
+    verify,
+)
 from disagg_wire.cluster_key import bearer_of
 
 KEY = b"k" * 32
@@ -44,7 +54,8 @@ def test_an_offer_is_in_the_ticket_if_there_is_one() -> None:
 def test_a_bound_ticket_is_read_back_as_it_was_and_no_other_one_has_its_fields() -> None:
     assert verify(KEY, BOUND.to_json()) == BOUND
     assert (BOUND.bound, TICKET.bound) == (True, False)
-    assert BOUND.to_json().keys() - TICKET.to_json().keys() == {"prefill_incarnation", "integrity"}
+    of_bound = {"prefill_incarnation", "integrity", "held_blocks", "held_hash"}
+    assert BOUND.to_json().keys() - TICKET.to_json().keys() == of_bound
 
 
 @pytest.mark.parametrize(
@@ -54,6 +65,10 @@ def test_a_bound_ticket_is_read_back_as_it_was_and_no_other_one_has_its_fields()
         ({"integrity": "none"}, "integrity: must be one of mac, crc32c"),
         ({"integrity": 1}, "integrity"),
         ({"prefill_incarnation": None}, "prefill_incarnation"),
+        ({"held_blocks": 1}, "held_blocks"),
+        ({"held_hash": "ab"}, "held_blocks"),
+        ({"held_blocks": -1, "held_hash": "ab"}, "held_blocks"),
+        ({"held_blocks": "1"}, "held_blocks"),
     ],
 )
 def test_a_bound_ticket_names_a_worker_and_a_check(values: dict[str, Any], message: str) -> None:
@@ -115,3 +130,44 @@ def test_the_keys_uses_do_not_mix() -> None:
     assert bearer_of(KEY) != begin_proof(KEY, b"disagg-http-v1", "") or bearer_of(KEY) != asdict(TICKET)["mac"]
     assert begin_proof(KEY, b"1" * 32, "a") != begin_proof(KEY, b"2" * 32, "a")
     assert begin_proof(KEY, b"1" * 32, "\ud800")  # Text that is not valid UTF-8 must not raise.
+
+
+TOKENS = list(range(50, 90))
+
+
+def test_the_hash_of_a_prefix_depends_on_all_that_its_kv_depends_on() -> None:
+    found = {
+        prefix_hash("compat", "", TOKENS, 16, 2),
+        prefix_hash("compat", "", TOKENS, 16, 1),
+        prefix_hash("compat", "", TOKENS, 8, 2),
+        prefix_hash("other", "", TOKENS, 16, 2),
+        prefix_hash("compat", "sql", TOKENS, 16, 2),
+        prefix_hash("compat", "", [TOKENS[0] + 1, *TOKENS[1:]], 16, 2),
+        prefix_hash("compat", "", [*TOKENS[:31], TOKENS[31] + 1], 16, 2),
+        prefix_hash("compat", "", TOKENS, 16, 0),
+    }
+    assert len(found) == 8
+    assert "" in found
+    assert prefix_hash("compat", "", TOKENS, 16, 2) == prefix_hash("compat", "", TOKENS[:32], 16, 2)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "of", "message"),
+    [
+        (0, "", None),
+        (2, "compat", None),
+        (2, "other weights", "held_hash"),
+        (3, "compat", "leave none to send"),
+        (2, "", "held_hash"),
+    ],
+)
+def test_what_decode_holds_is_the_start_of_these_tokens_and_not_all_of_them(
+    blocks: int, of: str, message: str | None
+) -> None:
+    held_hash = prefix_hash(of, "", TOKENS, 16, blocks) if of else ""
+    ticket = replace(BOUND, held_blocks=blocks, held_hash=held_hash)
+    if message is None:
+        check_held(ticket, "compat", "", TOKENS, 16)
+        return
+    with pytest.raises(TicketError, match=message):
+        check_held(ticket, "compat", "", TOKENS, 16)

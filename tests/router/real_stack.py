@@ -111,6 +111,8 @@ def real(folder: Path) -> Iterator[Real]:
                 "api_keys_file": folder / "api-keys",
                 "poll_interval_s": 0.2,
                 "objective_ttft_s": 1,
+                # The second time, a prompt would be prefilled by decode.
+                "local_prefill_max_tokens": 0,
             }
             urls[name] = f"http://127.0.0.1:{port}"
             waits.append((f"{urls[name]}/readyz", log, stack.enter_context(process("disagg_router", log, **settings))))

@@ -41,6 +41,16 @@ def test_cached_tokens_are_taken_off_and_squares_are_of_each_request() -> None:
     assert found['disagg_router_prefilled_tokens_squared_total{part="uncached"}'] == 36 + 1
 
 
+def test_what_decode_prefills_because_little_is_missing_is_no_work_for_prefill() -> None:
+    metrics = Metrics(Objectives(1.0, 0.05, (0.0, 0.1, 0.0)))
+    metrics.first_token(100, 90, 2.0, few_missing=True)
+    found = page(metrics)
+    assert found['disagg_router_prefilled_tokens_total{part="prompt"}'] == 100
+    assert found['disagg_router_prefilled_tokens_total{part="uncached"}'] == 0
+    assert found['disagg_router_prefilled_tokens_squared_total{part="uncached"}'] == 0
+    assert found['disagg_router_objective_requests_total{objective="ttft",within="true"}'] == 1  # 5 x 10 x 0.1 s
+
+
 def test_what_is_not_asked_for_is_not_counted() -> None:
     metrics = Metrics()
     metrics.first_token(10, 0, 99.0)

@@ -77,7 +77,7 @@ def test_the_operator_sets_just_the_listed_variables_of_routers() -> None:
     """The variables of workers have such a test in tests/operator/api/test_reserved.py."""
     adapters = {"uri": "hf://a/b", "adapters": [{"name": "sql", "uri": "hf://a/sql"}]}
     zero = {"model": adapters, "engine": {"type": "vllm"}, "scaling": {"scaleToZero": {}}}
-    split = {"upstream": {"url": "http://vllm:8000", "percent": 5}}
+    split = {"upstream": {"url": "http://vllm:8000", "percent": 5}, "localPrefillMaxTokens": 0}
     specs: list[dict[str, Any]] = [{}, {"router": {"apiKeysSecretRef": {"name": "keys"}, **split}}, zero]
     rendered = set().union(*map(_rendered_router, specs))
     local = set(router_process(parse(good()), 8080, "/key", "/members.json").environment)

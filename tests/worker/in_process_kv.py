@@ -49,10 +49,17 @@ class InProcessKvSender:
     def reads_region(self) -> bool:
         return False
 
+    @property
+    def held_blocks(self) -> int:
+        return 0
+
     def layer_ready(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
-        for i, block in enumerate(blocks.views(layer), first_block):
-            self._reservation.blocks(i, 1).views(layer)[0][:] = block
-            self.reported[layer, i] += 1
+        theirs = self._reservation.blocks(first_block, len(blocks.ids))
+        with blocks.reading(layer) as source, theirs.writing(layer) as target:
+            content = memoryview(b"".join(source))
+            for view in target:
+                view[:], content = content[: len(view)], content[len(view) :]
+        self.reported.update((layer, i) for i in range(first_block, first_block + len(blocks.ids)))
 
     def commit(self, first_token: TokenEvent) -> None:
         tokens, prompt_tokens, sampling = self._request

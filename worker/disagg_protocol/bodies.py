@@ -111,6 +111,10 @@ class DecodeRequest(_WorkRequest):
     """The prefill worker that alone may use the ticket, only for workers with the feature of that
     name.
     """
+    local_up_to_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    """The most tokens of the prompt that may be prefilled here, if the KV of all before them is
+    here already; only for workers with the feature of that name.
+    """
     prefill_transports: dict[ShortText, ShortText] | None = Field(None, max_length=16)
     """What `kv.transports` of this worker is, only for workers with the feature of that name."""
 
@@ -197,6 +201,8 @@ def parse(kind: type[WorkT], body: bytes) -> WorkT:
         raise BadRequest("first_token_within_s: only with mode local; with mode remote prefill makes the first token")
     if isinstance(request, DecodeRequest) and request.mode == "local" and request.prefill_incarnation is not None:
         raise BadRequest("prefill_incarnation: only with mode remote; with mode local nobody sends KV")
+    if isinstance(request, DecodeRequest) and request.mode == "local" and request.local_up_to_tokens is not None:
+        raise BadRequest("local_up_to_tokens: only with mode remote; with mode local all is prefilled here")
     if isinstance(request, DecodeRequest) and request.prefill_transports and request.prefill_incarnation is None:
         raise BadRequest("prefill_transports: only with prefill_incarnation")
     return request

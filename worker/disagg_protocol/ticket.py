@@ -53,6 +53,10 @@ class Ticket:
     """
     integrity: str = ""
     """The check of these frames, one of disagg_wire.integrity.INTEGRITIES."""
+    held_blocks: int = 0
+    """The leading KV blocks of the tokens that decode holds already, and that are not sent."""
+    held_hash: str = ""
+    """The `prefix_hash` of these blocks; empty if there are none."""
     offer: str = ""
     """What a prefill worker needs that writes into the memory of decode by itself, as JSON; empty
     if none can.
@@ -72,7 +76,7 @@ class Ticket:
 
 
 _OFFER = "offer"
-_OF_BOUND = ("prefill_incarnation", "integrity", _OFFER)
+_OF_BOUND = ("prefill_incarnation", "integrity", "held_blocks", "held_hash", _OFFER)
 
 
 def _left_out(bound: bool, *, offered: bool) -> tuple[str, ...]:
@@ -84,6 +88,35 @@ def _left_out(bound: bool, *, offered: bool) -> tuple[str, ...]:
 def token_hash(tokens: Sequence[int]) -> str:
     """Return the hex SHA-256 of the token IDs as little-endian uint32."""
     return hashlib.sha256(struct.pack(f"<{len(tokens)}I", *tokens)).hexdigest()
+
+
+def prefix_hash(compat: str, adapter: str, tokens: Sequence[int], block_size_tokens: int, blocks: int) -> str:
+    """Return the end of the hash chain over the first `blocks` full blocks of the tokens, or "" for
+    no blocks.
+
+    The chain begins with what the KV depends on besides the tokens: `compat`, which stands for
+    weights and layout, and the LoRA adapter.
+    """
+    if not blocks:
+        return ""
+    link = hashlib.sha256(json.dumps([compat, adapter]).encode()).digest()
+    for start in range(0, blocks * block_size_tokens, block_size_tokens):
+        block = tokens[start : start + block_size_tokens]
+        link = hashlib.sha256(link + struct.pack(f"<{len(block)}I", *block)).digest()
+    return link.hex()
+
+
+def check_held(ticket: Ticket, compat: str, adapter: str, tokens: Sequence[int], block_size_tokens: int) -> None:
+    """Check that the blocks which decode holds are the first ones of these tokens, for the same
+    weights, and that at least the last block is left to be sent.
+
+    Raises TicketError.
+    """
+    if ticket.held_blocks * block_size_tokens >= len(tokens):
+        raise TicketError(f"ticket.held_blocks: {ticket.held_blocks} blocks of {len(tokens)} tokens leave none to send")
+    found = prefix_hash(compat, adapter, tokens, block_size_tokens, ticket.held_blocks)
+    if ticket.held_hash != found:
+        raise TicketError("ticket.held_hash: the blocks that decode holds are of other tokens or weights")
 
 
 def begin_proof(key: bytes, challenge: bytes, transfer_id: str) -> str:
@@ -134,4 +167,6 @@ def verify(key: bytes, raw: object) -> Ticket:
         raise TicketError("ticket.prefill_incarnation: must not be empty")
     if ticket.bound and ticket.integrity not in INTEGRITIES:
         raise TicketError(f"ticket.integrity: must be one of {', '.join(INTEGRITIES)}")
+    if ticket.held_blocks < 0 or bool(ticket.held_blocks) != bool(ticket.held_hash):
+        raise TicketError("ticket.held_blocks: must not be negative, and have a hash unless it is 0")
     return ticket

@@ -104,13 +104,15 @@ class Metrics:
         self.paths = Counter(
             series.ROUTER_REQUESTS_DISAGGREGATED, "Finished requests by path", [series.PATH], registry=r
         )
+        self.path_reasons = Counter(
+            series.ROUTER_PATH_REASONS,
+            "Finished requests by path, and by why their prompts were prefilled there",
+            [series.PATH, series.REASON],
+            registry=r,
+        )
         self.failovers = Counter(series.ROUTER_FAILOVERS, "Attempts that failed", [series.REASON], registry=r)
         self.weakened = Counter(series.ROUTER_WEAKENED, "Promises weakened by failovers", [series.WHAT], registry=r)
-        for what in (series.SEED, series.PENALTY):
-            self.weakened.labels(what)
         self.held = Counter(series.ROUTER_HELD, "Waits for a model that nobody served", [series.OUTCOME], registry=r)
-        for outcome in (series.SERVED, series.REFUSED, series.EXPIRED, series.CANCELLED):
-            self.held.labels(outcome)
         self.stalled = Counter(series.ROUTER_STALLED_CLIENTS, "Clients cut off for reading nothing", registry=r)
         self.prompt_tokens = Counter(series.ROUTER_PROMPT_TOKENS, "Prompt tokens served", registry=r)
         self.generated_tokens = Counter(series.ROUTER_GENERATED_TOKENS, "Tokens generated", registry=r)
@@ -136,6 +138,14 @@ class Metrics:
         )
         self._completions = Counter(series.ROUTER_COMPLETIONS, "Requests that ended with a whole answer", registry=r)
         self._completed = Counter(series.ROUTER_COMPLETED_TOKENS, "Their tokens", [series.KIND], registry=r)
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """Show the series whose labels are known before anything is counted."""
+        for what in (series.SEED, series.PENALTY):
+            self.weakened.labels(what)
+        for outcome in (series.SERVED, series.REFUSED, series.EXPIRED, series.CANCELLED):
+            self.held.labels(outcome)
         for objective, limit in ((series.TTFT, self._objectives.ttft_s), (series.TPOT, self._objectives.tpot_s)):
             for within in (series.TRUE, series.FALSE) if limit is not None else ():
                 self._objective.labels(objective, within)
@@ -151,9 +161,13 @@ class Metrics:
         self._arrived.inc(prompt_tokens)
         self._arrived2.inc(prompt_tokens * prompt_tokens)
 
-    def first_token(self, prompt_tokens: int, cached_tokens: int, ttft_s: float) -> None:
+    def first_token(self, prompt_tokens: int, cached_tokens: int, ttft_s: float, *, few_missing: bool = False) -> None:
+        """Count a first token.
+
+        A prompt of which decode lacked so little that it has computed it is no work for prefill.
+        """
         uncached = max(1, prompt_tokens - cached_tokens)
-        for part, tokens in ((series.PROMPT, prompt_tokens), (series.UNCACHED, uncached)):
+        for part, tokens in ((series.PROMPT, prompt_tokens), (series.UNCACHED, 0 if few_missing else uncached)):
             self._prefilled.labels(part).inc(tokens)
             self._prefilled2.labels(part).inc(tokens * tokens)
         limit_s = self._objectives.ttft_limit_s(uncached)

@@ -59,8 +59,9 @@ class Router:
         )
         patience = Patience(settings.first_token_timeout_s, settings.stall_timeout_s)
         self.dispatcher = Dispatcher(
-            self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines
-        )
+            self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines,
+            settings.local_prefill_max_tokens,
+        )  # fmt: skip
         self.upstream: Upstream | None = upstream_of(settings)
         self.split = SplitMetrics(self.metrics.registry)
         self.handshakes = Handshakes(self.dispatcher, self.table)

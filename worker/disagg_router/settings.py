@@ -157,6 +157,13 @@ class Settings(BaseModel):
         description="The time after this router's first request to a worker for which its requests do not count for a"
         " canary, in seconds: it may compile and warm up. 0: all count.",
     )
+    local_prefill_max_tokens: int = Field(
+        0,
+        ge=0,
+        le=1 << 20,
+        description="The most tokens of a prompt that decode prefills itself, if it has the KV of all before them. 0:"
+        " it prefills nothing while there is a prefill worker.",
+    )
     upstream_url: str | None = Field(
         None,
         pattern=r"^https?://[^\s?#@]+$",

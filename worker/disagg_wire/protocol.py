@@ -18,6 +18,9 @@ FEATURE_DIGEST = "digest"
 # A worker with this feature accepts the field `prefill_incarnation`, to which it binds the ticket,
 # and sends and receives KV in frames of version 2.
 FEATURE_PREFILL_INCARNATION = "prefill_incarnation"
+# A worker with this feature accepts the field `local_up_to_tokens`: it prefills a prompt itself of
+# which it holds the start, and lacks no more tokens than that.
+FEATURE_LOCAL_UP_TO = "local_up_to_tokens"
 # A worker with this feature writes KV, or has it written, by NIXL. It names in `kv.transports` the
 # transports by which it reaches others, and accepts the field `prefill_transports`, the same of the
 # prefill worker.
@@ -35,7 +38,7 @@ FEATURE_NO_LOCAL_PREFILL = "no_local_prefill"
 # The hand-over of KV is an experiment with this engine.
 FEATURE_EXPERIMENTAL = "experimental_transfer"
 # What the bundled worker supports.
-FEATURES = (FEATURE_FIRST_TOKEN_WITHIN, FEATURE_DIGEST, FEATURE_PREFILL_INCARNATION)
+FEATURES = (FEATURE_FIRST_TOKEN_WITHIN, FEATURE_DIGEST, FEATURE_PREFILL_INCARNATION, FEATURE_LOCAL_UP_TO)
 
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"

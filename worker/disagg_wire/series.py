@@ -42,6 +42,9 @@ PROMPT, UNCACHED = "prompt", "uncached"
 OUTPUT, CONTEXT = "output", "context"
 # Values of WHAT.
 SEED, PENALTY = "seed", "penalty"
+# Values of REASON, of the path of a request: why its prompt was prefilled where it was.
+SHIPPED, FEW_MISSING, NO_PREFILL = "shipped", "few_tokens_missing", "no_prefill_worker"
+BOTH_ROLES, ONE_TOKEN = "both_roles", "one_token"
 # Values of BACKEND: a service beside the deployment, or its own pools.
 UPSTREAM, POOLS = "upstream", "pools"
 # Values of OUTCOME.
@@ -64,6 +67,7 @@ ROUTER_TTFT_SECONDS = "disagg_router_ttft_seconds"
 ROUTER_TPOT_SECONDS = "disagg_router_tpot_seconds"
 ROUTER_REQUEST_SECONDS = "disagg_router_request_seconds"
 ROUTER_REQUESTS_DISAGGREGATED = "disagg_router_requests_disaggregated_total"
+ROUTER_PATH_REASONS = "disagg_router_path_reasons_total"
 ROUTER_FAILOVERS = "disagg_router_failovers_total"
 ROUTER_WEAKENED = "disagg_router_weakened_total"
 ROUTER_HELD = "disagg_router_held_requests_total"
@@ -125,6 +129,8 @@ KV_TRANSFER_BYTES = "disagg_kv_transfer_bytes_total"
 KV_TRANSFER_SECONDS = "disagg_kv_transfer_seconds"
 KV_TRANSFER_EXPOSED_SECONDS = "disagg_kv_transfer_exposed_seconds"
 KV_TRANSFER_FAILURES = "disagg_kv_transfer_failures_total"
+KV_TRANSFER_SAVED_BLOCKS = "disagg_kv_transfer_saved_blocks_total"
+KV_TRANSFER_SAVED_BYTES = "disagg_kv_transfer_saved_bytes_total"
 KV_TRANSFERS = "disagg_kv_transfers_total"
 KV_QUARANTINED_BLOCKS = "disagg_kv_quarantined_blocks"
 

@@ -68,6 +68,8 @@ def engine_config(s: settings.Settings) -> EngineConfig:
         tensor_parallel=s.tensor_parallel,
         rank_timeout_s=s.rank_timeout_s,
         rank_start_timeout_s=s.rank_start_timeout_s,
+        staging_buffers=s.transfer_buffers,
+        staging_timeout_s=s.transfer_idle_s,
         log_level=s.log_level,
     )
 

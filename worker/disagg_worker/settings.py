@@ -127,6 +127,13 @@ class Settings(BaseModel):
         le=4,
         description="The most TCP connections over which a prefill worker sends the KV of one request.",
     )
+    transfer_buffers: int = Field(
+        16,
+        ge=1,
+        le=1024,
+        description="The number of buffers in host memory through which KV goes to and from a GPU, for all transfers "
+        "together. Each is as large as the largest frame that it has held, 4 to 8 MiB.",
+    )
     transfer_integrity: Integrity = Field(
         MAC,
         description="The check of KV transfers that a decode worker asks for. mac: nobody without the cluster key can "

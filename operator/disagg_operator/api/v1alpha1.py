@@ -82,6 +82,13 @@ class RouterSpec(Model):
         None,
         description="Secret whose key holds accepted API keys, one a line. Default: none asked.",
     )
+    local_prefill_max_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=1 << 20,
+        description="The most tokens of a prompt that decode prefills itself, if it has the KV of all before them: "
+        "up to some 64 take less time there than their way to prefill and back. Default: 0, none.",
+    )
     upstream: UpstreamSpec | None = Field(
         None,
         description="A service with the same API and model to which the routers send a share of the requests, while "

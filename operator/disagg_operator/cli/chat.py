@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from disagg_wire import series
+
 
 class ChatFailed(Exception):
     """Raised when the server refused or interrupted the completion; the message is the server's."""
@@ -55,6 +57,14 @@ def stream_chat(
     return trace
 
 
+# Why decode has prefilled a prompt, by the reason that the router gives.
+_WHY_THERE = {
+    series.FEW_MISSING: "it lacked only a few tokens of the prompt",
+    series.NO_PREFILL: "no prefill worker was ready",
+    series.BOTH_ROLES: "it does both",
+}
+
+
 def explain(trace: dict[str, Any]) -> list[str]:
     """Return lines that describe how a completion was served."""
     out = []
@@ -67,7 +77,8 @@ def explain(trace: dict[str, Any]) -> list[str]:
             f" ({1e3 * trace['exposed_s']:.1f} ms of it not hidden by the prefill)"
         )
     elif decode:
-        out.append(f"prefill and decode on {decode['pod']} (no prefill worker was ready)")
+        why = _WHY_THERE.get(trace.get("reason", ""), "the router does not say why")
+        out.append(f"prefill and decode on {decode['pod']} ({why})")
     out.append(f"first token  {1e3 * trace['ttft_s']:.0f} ms")
     if trace.get("tpot_s") is not None:
         out.append(f"then         {1e3 * trace['tpot_s']:.1f} ms per token")

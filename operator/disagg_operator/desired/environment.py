@@ -114,6 +114,8 @@ def router_environment(dd: DisaggDeployment) -> dict[str, str]:
         RouterVariable.PREFILL_B_S_PER_TOKEN: f"{profile.b_s_per_token:.4g}",
         RouterVariable.PREFILL_C_S_PER_TOKEN2: f"{profile.c_s_per_token2:.4g}",
     }
+    if dd.spec.router.local_prefill_max_tokens is not None:
+        out[RouterVariable.LOCAL_PREFILL_MAX_TOKENS] = str(dd.spec.router.local_prefill_max_tokens)
     if (upstream := dd.spec.router.upstream) is not None:
         out[RouterVariable.UPSTREAM_URL] = upstream.url
         out[RouterVariable.UPSTREAM_PERCENT] = str(upstream.percent)

@@ -113,6 +113,7 @@ ENGINE = Engine(
             "engine.prefixCaching.hostMemory": "",
             "engine.numerics": ROUNDS_BY_ITSELF,
             "kvTransfer.integrity": MOVES_BY_ITSELF,
+            "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
             "engine.leaseSeconds": "nothing keeps KV until decode has read it",
             "prefill.kvCacheSize": _MEMORY,
             "decode.kvCacheSize": _MEMORY,

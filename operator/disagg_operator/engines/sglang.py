@@ -120,6 +120,7 @@ ENGINE = Engine(
             "engine.prefixCaching.hostMemory": "",
             "engine.numerics": ROUNDS_BY_ITSELF,
             "kvTransfer.integrity": MOVES_BY_ITSELF,
+            "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
             "prefill.kvCacheSize": _MEMORY,
             "decode.kvCacheSize": _MEMORY,
         },

@@ -136,6 +136,7 @@ ENGINE = Engine(
             "engine.prefixCaching.hostMemory": "",
             "engine.numerics": ROUNDS_BY_ITSELF,
             "kvTransfer.integrity": MOVES_BY_ITSELF,
+            "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
         },
         off=("scaling.roleFlip", "engine.experimental"),
         tensor=TensorRule.INTEGER_RATIO,

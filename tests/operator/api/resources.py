@@ -237,7 +237,7 @@ _ADAPTERS = {"adapters": [{"name": "law", "uri": "file:///law"}]}
 _EXACT: Obj = {"engine": {"numerics": "Exact"}}
 _GPU: Obj = {"accelerator": {"count": 1}}
 _ON_HOST: Obj = {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}}
-_FLIP: Obj = {"autoscaling": _SCALE}
+_FLIP: Obj = {"prefill": {"autoscaling": _SCALE}, "decode": {"autoscaling": _SCALE}, "scaling": {"roleFlip": True}}
 _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
     *(("builtin", f"has no {p}.args", f"{p}.args", {p: {"args": ["--x"]}}) for p in ("engine", "prefill", "decode")),
     ("builtin", "has no engine.leaseSeconds", "engine.leaseSeconds", {"engine": {"leaseSeconds": 60}}),
@@ -254,8 +254,8 @@ _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
             ("has no engine.prefixCaching.hostMemory", "engine.prefixCaching.hostMemory", _ON_HOST),
             ("has no kvTransfer.integrity", "kvTransfer.integrity", {"kvTransfer": {"integrity": "mac"}}),
             ("has no engine.numerics", "engine.numerics", {"engine": {"numerics": "Fast"}}),
-            ("knows no scaling.roleFlip", "scaling.roleFlip",
-             {"prefill": _FLIP, "decode": _FLIP, "scaling": {"roleFlip": True}}),
+            ("has no router.local", "router.localPrefillMaxTokens", {"router": {"localPrefillMaxTokens": 32}}),
+            ("knows no scaling.roleFlip", "scaling.roleFlip", _FLIP),
         )
     ),
     *(

@@ -139,3 +139,16 @@ def test_the_explanation_names_pods_bytes_interface_and_times() -> None:
     text = "\n".join(chat.explain(trace))
     for part in ("p-1", "d-1", "49,152 bytes in 12.3 ms over net1", "50 ms", "4.0 ms per token"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("few_tokens_missing", "it lacked only a few tokens of the prompt"),
+        ("no_prefill_worker", "no prefill worker was ready"),
+        ("both_roles", "it does both"),
+    ],
+)
+def test_the_explanation_says_why_decode_has_prefilled(reason: str, words: str) -> None:
+    trace = {"prefill": None, "decode": {"pod": "d-1"}, "reason": reason, "ttft_s": 0.05, "tpot_s": None}
+    assert chat.explain(trace)[0] == f"prefill and decode on d-1 ({words})"

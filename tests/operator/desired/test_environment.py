@@ -153,6 +153,16 @@ def test_a_router_that_may_be_without_workers_knows_what_only_they_would_tell(
     assert with_it == without | expected
 
 
+def test_the_limit_of_what_decode_prefills_reaches_the_routers_only_if_it_is_set() -> None:
+    with_it, none, without = (
+        router_environment(parse(good(router=r)))
+        for r in ({"localPrefillMaxTokens": 32}, {"localPrefillMaxTokens": 0}, {})
+    )
+    assert with_it.items() - without.items() == {("DISAGG_LOCAL_PREFILL_MAX_TOKENS", "32")}
+    assert none.items() - without.items() == {("DISAGG_LOCAL_PREFILL_MAX_TOKENS", "0")}
+    assert "DISAGG_LOCAL_PREFILL_MAX_TOKENS" not in without
+
+
 def test_routers_learn_of_the_service_beside_the_deployment() -> None:
     upstream = {"url": "http://vllm.prod:8000", "percent": 95}
     with_it, without = (router_environment(parse(good(router=r))) for r in ({"upstream": upstream}, {}))

@@ -50,10 +50,15 @@ class Keeper:
     def reads_region(self) -> bool:
         return False
 
+    @property
+    def held_blocks(self) -> int:
+        return 0
+
     def layer_ready(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
-        for i, block in enumerate(blocks.views(layer), first_block):
-            self.reported.append((layer, i))
-            self.parts[layer, i] = bytes(block)
+        with blocks.reading(layer) as views:
+            for i, block in enumerate(views, first_block):
+                self.reported.append((layer, i))
+                self.parts[layer, i] = bytes(block)
 
     def commit(self, first_token: TokenEvent) -> None:
         self.first = first_token

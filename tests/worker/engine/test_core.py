@@ -206,7 +206,7 @@ def test_a_reservation_holds_blocks_until_it_is_released_or_taken(make: Make) ->
         engine.decode(held, prompt(9), 9, GREEDY, Collector())
     for layer, block in ((0, 3), (2, 0), (0, -1)):
         with pytest.raises(IndexError):
-            held.blocks(block, 1).views(layer)
+            held.blocks(block, 1).writing(layer)
     held.release()
     held.release()
     assert engine.load().blocks_leased == 0

@@ -105,3 +105,50 @@ def test_content_is_in_the_pool_or_in_host_memory_and_not_in_both() -> None:
     kv.register(holding, 0, NAMES[:1])
     assert kv.pool.find(NAMES[0]) is not None
     assert kv.host.find(NAMES[0]) is None
+
+
+def test_a_lease_shares_what_is_in_the_pool_and_keeps_it_there() -> None:
+    kv, memory = store(total=6)
+    compute(kv, memory, NAMES)
+    holding, held = kv.lease([*NAMES[:2], b"other"], 4)
+    assert held == 2
+    assert [memory.read(block) for block in holding.blocks[:2]] == NAMES[:2]
+    assert (len(set(holding.blocks)), kv.free, kv.pool.count(State.LEASED)) == (4, 2, 4)
+    others = kv.pool.allocate(2, State.USED)  # They evict what nobody holds.
+    assert (kv.pool.find(NAMES[0]) is not None, kv.pool.find(NAMES[2])) == (True, None)
+    kv.pool.free(holding)
+    kv.pool.free(others)
+    assert (kv.free, kv.pool.find(NAMES[0]) is not None) == (6, True)
+
+
+def test_two_leases_share_the_same_blocks_and_each_gives_back_its_own() -> None:
+    kv, memory = store(total=6)
+    compute(kv, memory, NAMES)
+    assert kv.owned(NAMES) == 0
+    one, _ = kv.lease(NAMES, 4)
+    assert kv.owned(NAMES) == 3
+    two, held = kv.lease(NAMES, 4)
+    assert (held, one.blocks[:3] == two.blocks[:3], kv.free) == (3, True, 1)
+    kv.pool.free(one)
+    assert (kv.owned(NAMES), kv.free) == (3, 2)
+    kv.pool.free(two)
+    assert (kv.owned(NAMES), kv.free) == (0, 6)
+
+
+def test_a_lease_that_finds_no_room_takes_nothing() -> None:
+    kv, memory = store(total=4)
+    compute(kv, memory, NAMES)
+    with pytest.raises(NoCapacity):
+        kv.lease(NAMES, 5)
+    assert (kv.free, kv.owned(NAMES), kv.leading(NAMES)) == (4, 0, 3)
+
+
+def test_a_lease_never_takes_more_names_than_blocks_and_none_from_host_memory() -> None:
+    kv, memory = store(total=3, host_bytes=100)
+    compute(kv, memory, NAMES)
+    assert kv.lease(NAMES, 2)[1] == 2
+    kv, memory = store(total=3, host_bytes=100)
+    compute(kv, memory, NAMES)
+    kv.pool.free(kv.pool.allocate(3, State.USED))
+    assert kv.host.find(NAMES[0]) is not None
+    assert (kv.leading(NAMES), kv.lease(NAMES, 3)[1]) == (0, 0)

@@ -43,7 +43,7 @@ def test_every_request_ends_and_every_block_comes_back(
                 s.sender = object()  # type: ignore[assignment]  # only whether there is one matters here
                 run.queues.add_prefill(s)
             elif kind == "reserve":
-                run.reserved.append((run.queues.reserve(n, n + new), n, new))
+                run.reserved.append((run.queues.reserve(n, n + new)[0], n, new))
             elif kind == "join" and run.reserved:
                 holding, n, new = run.reserved.pop()
                 s = run.sequence(n, new + 1, tenant)
@@ -96,7 +96,7 @@ def test_a_sequence_that_lacks_a_leased_block_waits_for_it_and_loses_nothing() -
     s = run.sequence(8, 20, "")
     run.queues.add_local(s)
     run.turn()
-    held = [run.queues.reserve(31, 32), run.queues.reserve(30, 31)]
+    held = [run.queues.reserve(tokens, tokens + 1)[0] for tokens in (31, 30)]
     run.reserved = [(h, 0, 0) for h in held]
     while run.turn():
         pass
@@ -317,3 +317,19 @@ def test_a_prompt_that_leaves_before_it_began_leaves_nothing_behind() -> None:
     run.queues.add_prefill(s)
     run.queues.remove(s, poisoned=False)
     assert (run.queues.waiting, run.store.free, run.queues.committed) == ([], BLOCKS, 0)
+
+
+def test_a_reservation_shares_what_was_computed_and_takes_free_blocks_only_for_the_rest() -> None:
+    run = Run(growth=1)
+    first = run.sequence(20, 21, "")
+    run.queues.add_local(first)
+    while not run.queues.running:
+        run.turn()
+    names = run.queues.start_names(first.tokens[:20], "")
+    used, free = list(first.blocks[: len(names)]), run.store.free
+    holding, held = run.queues.reserve(20, 21, names)
+    assert (held, holding.blocks[:held]) == (len(names), used)
+    assert free - run.store.free == len(holding.blocks) - held
+    run.queues.unreserve(holding)
+    assert (run.store.free, run.queues.committed) == (free, 1)
+    assert run.queues.start_names([], "") == []

@@ -24,6 +24,7 @@ def _no_sink(event: Event) -> None: ...
 class Sender:
     """A transfer that does nothing."""
 
+    held_blocks = 0
     reads_region = False
 
     def layer_ready(self, layer: int, first_block: int, blocks: Any) -> None: ...

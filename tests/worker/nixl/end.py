@@ -31,7 +31,7 @@ from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sender import TransferDone
 from disagg_worker.transfer.sender_timeouts import SenderTimeouts
 from disagg_worker.transfer.writes import NixlKvSender
-from disagg_worker.values.kv_blocks import KvBlocks, Region
+from disagg_worker.values.kv_blocks import InMemory, KvBlocks, Region
 from disagg_worker.values.layouts import KvLayout
 
 LAYOUT = KvLayout(layers=4, kv_heads=4, head_dim=64, block_size_tokens=16, dtype="bfloat16", itemsize_bytes=2)
@@ -41,7 +41,7 @@ PREFILL = "prefill/boot"
 _WAIT_S = 120.0
 
 
-class Cache:
+class Cache(InMemory):
     """Implements kv_blocks.KvCache in ordinary memory."""
 
     layout = LAYOUT
@@ -64,6 +64,8 @@ class Cache:
 
 class Reserved:
     """Implements contract.Reservation."""
+
+    held_blocks = 0
 
     def __init__(self, cache: Cache, ids: list[int]) -> None:
         self._cache, self._ids = cache, ids

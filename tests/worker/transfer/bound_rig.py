@@ -19,8 +19,8 @@ from disagg_worker.transfer.sealed_socket import SealedSocket
 from disagg_worker.transfer.seals import Sealer
 
 PREFILL = "p/e"
-MAC = {"prefill_incarnation": PREFILL, "integrity": "mac"}
-CRC = {"prefill_incarnation": PREFILL, "integrity": "crc32c"}
+MAC: dict[str, Any] = {"prefill_incarnation": PREFILL, "integrity": "mac"}
+CRC: dict[str, Any] = {"prefill_incarnation": PREFILL, "integrity": "crc32c"}
 
 
 class Lane:

@@ -19,7 +19,7 @@ from disagg_worker.transfer.frames import FrameType, Header, encode_header
 from disagg_worker.transfer.listener import KvListener, Session
 from disagg_worker.transfer.manifest import Digest, commit_payload
 from disagg_worker.transfer.received import Received
-from disagg_worker.values.kv_blocks import KvBlocks, Region
+from disagg_worker.values.kv_blocks import InMemory, KvBlocks
 from disagg_worker.values.layouts import KvLayout
 
 KEY = b"k" * 32
@@ -30,12 +30,13 @@ VOCAB = 64
 FIRST = TokenEvent(0, 7)
 
 
-class Memory:
+class Memory(InMemory):
     """Implements contract.Reservation and kv_blocks.KvCache: the blocks of one sequence, as an
     engine would hold them.
     """
 
     layout = LAYOUT
+    held_blocks = 0
 
     def __init__(self, n_blocks: int = BLOCKS, fill: bytes = b"") -> None:
         size = LAYOUT.layers * n_blocks * LAYOUT.layer_block_bytes
@@ -47,22 +48,15 @@ class Memory:
     def n_blocks(self) -> int:
         return self._n_blocks
 
-    def layer_view(self, layer: int, block: int) -> memoryview:
+    def view(self, layer: int, block: int) -> memoryview:
         start = (block * LAYOUT.layers + layer) * LAYOUT.layer_block_bytes
         return memoryview(self.bytes)[start : start + LAYOUT.layer_block_bytes]
-
-    @property
-    def region(self) -> Region:
-        raise NotImplementedError
-
-    def view(self, layer: int, block: int) -> memoryview:
-        return self.layer_view(layer, block)
 
     def blocks(self, first: int, n: int) -> KvBlocks:
         return KvBlocks(self, range(first, first + n))
 
     def written_in_region(self) -> None:
-        raise NotImplementedError
+        raise AssertionError("only NIXL writes in the region")
 
     def release(self) -> None:
         self.released.put(True)
@@ -78,7 +72,7 @@ class Rig:
         self.listener = KvListener("127.0.0.1", 0, KEY, LAYOUT, VOCAB, idle_s=idle_s, max_connections=4)
         self.outcomes: queue.SimpleQueue[Received | tuple[str, str]] = queue.SimpleQueue()
 
-    def announce(self, **bound: str) -> Session:
+    def announce(self, **bound: Any) -> Session:
         ticket = Ticket(
             transfer_id=secrets.token_hex(16),
             request_id="r",
@@ -190,7 +184,7 @@ def big_block(size_bytes: int) -> KvBlocks:
 
 
 def layer_payload(layer: int) -> list[memoryview]:
-    return [SOURCE.layer_view(layer, b) for b in range(BLOCKS)]
+    return [SOURCE.view(layer, b) for b in range(BLOCKS)]
 
 
 def whole_stream(peer: Peer) -> bytes:

@@ -34,22 +34,22 @@ class FakeAgent:
         self.tags: set[bytes] = set()
 
     def add_peer(self, metadata: bytes) -> str:
-        raise NotImplementedError
+        raise AssertionError("this end only lets others write")
 
     def remove_peer(self, peer: str) -> None:
-        raise NotImplementedError
+        raise AssertionError("this end only lets others write")
 
     def write(self, peer: str, source: list[Piece], peer_region: Region, target: list[Piece]) -> Any:
-        raise NotImplementedError
+        raise AssertionError("this end only lets others write")
 
     def done(self, write: Any) -> bool:
-        raise NotImplementedError
+        raise AssertionError("this end only lets others write")
 
     def forget(self, write: Any) -> None:
-        raise NotImplementedError
+        raise AssertionError("this end only lets others write")
 
     def notify(self, peer: str, tag: bytes) -> None:
-        raise NotImplementedError
+        raise AssertionError("this end only lets others write")
 
     def notified(self, tag: bytes) -> bool:
         return tag in self.tags

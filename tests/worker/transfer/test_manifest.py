@@ -128,3 +128,16 @@ def test_a_commit_before_the_last_part_is_refused() -> None:
 def test_a_commit_that_is_no_object_is_refused() -> None:
     with pytest.raises(FrameError, match="object"):
         verify_commit([], whole(), TICKET, vocab_size=16)
+
+
+def test_what_decode_holds_must_not_arrive_and_all_else_must() -> None:
+    coverage = Coverage(LAYOUT, BLOCKS, held_blocks=2)
+    for first, n in ((0, 1), (1, 2), (0, 3)):
+        with pytest.raises(FrameError, match="are there already"):
+            coverage.claim(layer(0, 0, first, n))
+    for lay in range(LAYOUT.layers):
+        assert not coverage.complete
+        header = layer(lay, lay, 2, 1)
+        coverage.check(header)
+        coverage.take(header)
+    assert coverage.complete

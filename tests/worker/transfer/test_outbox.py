@@ -8,18 +8,14 @@ import pytest
 
 from disagg_protocol.events import CANCELLED, TokenEvent
 from disagg_worker.transfer.outbox import Commit, Outbox, Part
-from disagg_worker.values.kv_blocks import KvBlocks, Region
+from disagg_worker.values.kv_blocks import InMemory, KvBlocks
 from disagg_worker.values.layouts import KvLayout
 
 
-class _Cache:
+class _Cache(InMemory):
     """A cache whose blocks have ten bytes a layer."""
 
     layout = KvLayout(layers=9, kv_heads=1, head_dim=5, block_size_tokens=1, dtype="uint8", itemsize_bytes=1)
-    region = Region(0, 90, 10)
-
-    def view(self, layer: int, block: int) -> memoryview:
-        raise NotImplementedError
 
 
 def blocks(n: int) -> KvBlocks:

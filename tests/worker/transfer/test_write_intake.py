@@ -63,7 +63,7 @@ class Writing:
     def tags(self, first: int = 0, n: int = BLOCKS, key: bytes | None = None) -> bytes:
         integrity = self.session.ticket.integrity
         return b"".join(
-            block_tag(key or self.key, integrity, i, [SOURCE.layer_view(layer, i) for layer in range(LAYOUT.layers)])
+            block_tag(key or self.key, integrity, i, [SOURCE.view(layer, i) for layer in range(LAYOUT.layers)])
             for i in range(first, first + n)
         )
 

@@ -1,11 +1,51 @@
-"""Tests of blocks by number: their place in a region, and their views."""
+"""Tests of blocks by number, whose bytes a cache in ordinary memory shows in place."""
 
 from __future__ import annotations
 
 import pytest
-from tests.worker.transfer.rig import LAYOUT, Memory
 
-from disagg_worker.values.kv_blocks import KvBlocks, Region
+from disagg_worker.values.kv_blocks import InMemory, KvBlocks, Region
+from disagg_worker.values.layouts import KvLayout
+
+
+class Cache(InMemory):
+    """A cache of ten blocks with three layers of two bytes."""
+
+    layout = KvLayout(layers=3, kv_heads=1, head_dim=1, block_size_tokens=1, dtype="uint8", itemsize_bytes=1)
+
+    def __init__(self) -> None:
+        self.bytes = bytearray(60)
+
+    def view(self, layer: int, block: int) -> memoryview:
+        start = (3 * block + layer) * 2
+        return memoryview(self.bytes)[start : start + 2]
+
+
+def test_what_is_written_is_read_in_the_order_of_the_sequence() -> None:
+    blocks = KvBlocks(Cache(), [7, 2, 5])
+    with blocks.writing(1) as views:
+        for i, view in enumerate(views):
+            view[:] = bytes([i, i + 10])
+    with blocks.reading(1) as views:
+        assert b"".join(views) == bytes([0, 10, 1, 11, 2, 12])
+    with blocks.part(1, 3).reading(1) as views:
+        assert b"".join(views) == bytes([1, 11, 2, 12])
+    with blocks.reading(0) as views:
+        assert not any(b"".join(views))
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_there_is_nothing_outside_of_the_layers(layer: int) -> None:
+    blocks = KvBlocks(Cache(), [0])
+    with pytest.raises(IndexError):
+        blocks.reading(layer)
+    with pytest.raises(IndexError):
+        blocks.writing(layer)
+
+
+def test_a_cache_says_itself_where_its_bytes_are() -> None:
+    with pytest.raises(NotImplementedError):
+        InMemory().view(0, 0)
 
 
 def test_a_block_is_one_piece_of_its_region() -> None:
@@ -14,10 +54,11 @@ def test_a_block_is_one_piece_of_its_region() -> None:
 
 
 def test_blocks_have_the_views_of_their_cache_in_order() -> None:
-    memory = Memory(fill=bytes(range(251)))
+    memory = Cache()
+    memory.bytes[:] = bytes(range(60))
     blocks = KvBlocks(memory, (2, 0, 1))
-    assert blocks.views(1) == [memory.layer_view(1, block) for block in (2, 0, 1)]
+    assert blocks.views(1) == [memory.view(1, block) for block in (2, 0, 1)]
     assert blocks.part(1, 9) == KvBlocks(memory, (0, 1))
-    for layer in (-1, LAYOUT.layers):
+    for layer in (-1, 3):
         with pytest.raises(IndexError, match="outside of the cache"):
             blocks.views(layer)

@@ -17,8 +17,9 @@ from disagg_router.workers.pair_choice import Choice, pair_key
 from disagg_router.workers.pair_link import reported
 from disagg_router.workers.table import WorkerTable
 from disagg_router.workers.worker_info import Worker
-from disagg_wire import codes
+from disagg_wire import codes, series
 from disagg_wire.protocol import FEATURE_FIRST_TOKEN_FROM_DECODE
+from disagg_wire.roles import BOTH
 from disagg_wire.room import Room, parse_room
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class Trace:
     """The worker that generated the tokens; None if prefill answered alone."""
     path: str = ""
     """One of "remote", "local" and "prefill_only"."""
+    reason: str = ""
+    """Why its prompt was prefilled there, a value of the label `reason` of its series."""
     kv_bytes: int | None = 0
     """The bytes of KV that were moved; None if the engine does not know."""
     transfer_s: float | None = 0.0
@@ -101,6 +104,14 @@ def _path(choice: Choice) -> str:
     return "local" if choice.prefill is None else "remote"
 
 
+def _reason(choice: Choice) -> str:
+    if choice.decode is None:
+        return series.ONE_TOKEN
+    if choice.prefill is not None:
+        return series.SHIPPED
+    return series.BOTH_ROLES if choice.decode.role == BOTH else series.NO_PREFILL
+
+
 class Attempt:
     """One attempt, to be used once, by `items`.
 
@@ -120,6 +131,7 @@ class Attempt:
         deadline_s: float,
         room_changed: Callable[[], None],
         due_s: float | None = None,
+        local_up_to_tokens: int = 0,
     ) -> None:
         self._table = table
         self._choice = choice
@@ -128,7 +140,8 @@ class Attempt:
         self._patience = patience
         self._deadline_s = deadline_s
         self._room_changed = room_changed
-        self._legs = Legs(client, choice, state.body(max(0.001, deadline_s - time.monotonic())), due_s)
+        body = state.body(max(0.001, deadline_s - time.monotonic()))
+        self._legs = Legs(client, choice, body, due_s, local_up_to_tokens)
         self._emitted_before = len(state.emitted)
         self._taken = False
         self._accepted = False
@@ -137,6 +150,7 @@ class Attempt:
         self._deferred: AttemptFailed | None = None
         self._prefilling = contextlib.ExitStack()
         trace.prefill, trace.decode, trace.path = choice.prefill, choice.decode, _path(choice)
+        trace.reason = _reason(choice)
         trace.kv_bytes, trace.transfer_s, trace.exposed_s = 0, 0.0, 0.0
         trace.interface, trace.transport, trace.evidence = "", "", ""
 
@@ -163,6 +177,9 @@ class Attempt:
                 await self._legs.close()
                 if self._taken:
                     self._room_changed()
+                if self._accepted:
+                    state = self._state
+                    self._table.decoded([*state.prompt, *state.emitted], state.tenant, state.identity, self._choice)
 
     async def _step(self) -> list[Token]:
         """Handle the next event and return the tokens that are in order because of it."""
@@ -247,6 +264,8 @@ class Attempt:
         elif kind == "accepted":
             self._accepted = True
             trace.path = str(line["path"])
+            if trace.path == "local" and self._choice.prefill is not None and not self._has_ticket:
+                self._prefilled_by_decode()
             self._moved(line)
         elif kind == "transferred":
             self._handed_over = True
@@ -261,6 +280,13 @@ class Attempt:
         elif kind == "error":
             self._error(leg, str(line["code"]), str(line["message"]))
         return []
+
+    def _prefilled_by_decode(self) -> None:
+        """Note that decode lacks so little of the prompt that it computes it itself."""
+        self._prefilling.close()
+        self._choice = Choice(None, self._choice.decode)
+        self._trace.prefill, self._trace.reason = None, series.FEW_MISSING
+        self._take()
 
     def _moved(self, line: Line) -> None:
         """Record what an event says of the transfer; engines do not count the bytes of each."""

@@ -84,7 +84,8 @@ def _held(visit: _Visit, trace: Trace) -> Iterator[None]:
 class Dispatcher:
     """The dispatcher of all requests of a router.
 
-    `deadlines` gives the time by which first tokens are due; None if they have no deadline.
+    `deadlines` gives the time by which first tokens are due; None if they have no deadline. Decode
+    prefills a prompt itself of which it lacks at most `local_up_to_tokens`.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Dispatcher:
         timeout_s: float,
         patience: Patience,
         deadlines: Objectives | None = None,
+        local_up_to_tokens: int = 0,
     ) -> None:
         self._client = client
         self._table = table
@@ -104,6 +106,7 @@ class Dispatcher:
         self._timeout_s = timeout_s
         self._patience = patience
         self._deadlines = deadlines
+        self._local_up_to_tokens = local_up_to_tokens
 
     async def run(self, state: RequestState, trace: Trace, arrived_s: float) -> AsyncGenerator[Token | Finished]:
         """Yield the tokens in order, then Finished, for a request that arrived at monotonic
@@ -136,7 +139,9 @@ class Dispatcher:
                 settled = partial(visit.queue.settled, visit.turn)
                 self._rank(visit, state, choice)
                 async with contextlib.aclosing(
-                    self.attempt(state, trace, choice, visit.deadline_s, settled, visit.turn.due_s)
+                    self.attempt(
+                        state, trace, choice, visit.deadline_s, settled, visit.turn.due_s, self._local_up_to_tokens
+                    )
                 ) as items:
                     async for item in items:
                         yield item
@@ -165,6 +170,7 @@ class Dispatcher:
         deadline_s: float,
         room_changed: Callable[[], None] | None = None,
         due_s: float | None = None,
+        local_up_to_tokens: int = 0,
     ) -> AsyncGenerator[Token | Finished]:
         """Return the items of one attempt on one choice of workers, until monotonic `deadline_s`.
 
@@ -180,6 +186,7 @@ class Dispatcher:
             deadline_s,
             room_changed or self._queues.wake,
             due_s,
+            local_up_to_tokens,
         ).items()
 
     def _rank(self, visit: _Visit, state: RequestState, choice: Choice | None = None) -> None:

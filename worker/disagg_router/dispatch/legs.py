@@ -17,6 +17,7 @@ from disagg_wire import codes
 from disagg_wire.protocol import (
     FEATURE_DIGEST,
     FEATURE_FIRST_TOKEN_WITHIN,
+    FEATURE_LOCAL_UP_TO,
     FEATURE_PREFILL_INCARNATION,
     FEATURE_PREFILL_TRANSPORTS,
 )
@@ -58,14 +59,23 @@ class Legs:
     """The streams of one attempt: decode first, and prefill once there is a ticket.
 
     The worker that computes the prompt is told how much time it has for the first token, if `due_s`
-    names a monotonic time.
+    names a monotonic time. Decode may prefill the prompt itself if it lacks at most
+    `local_up_to_tokens` of it.
     """
 
-    def __init__(self, client: WorkerClient, choice: Choice, body: Line, due_s: float | None = None) -> None:
+    def __init__(
+        self,
+        client: WorkerClient,
+        choice: Choice,
+        body: Line,
+        due_s: float | None = None,
+        local_up_to_tokens: int = 0,
+    ) -> None:
         self._client = client
         self._choice = choice
         self._body = body
         self._due_s = due_s
+        self._local_up_to_tokens = local_up_to_tokens
         self._events: asyncio.Queue[LegTaken | LegLine | LegEnded] = asyncio.Queue(_MAX_EVENTS)
         self._tasks: list[asyncio.Task[None]] = []
         self._running: set[str] = set()
@@ -88,19 +98,21 @@ class Legs:
             "prefill", self._choice.prefill, self._body | {"ticket": ticket} | told | self._within(self._choice.prefill)
         )
 
-    @staticmethod
-    def _remote(choice: Choice) -> Line:
+    def _remote(self, choice: Choice) -> Line:
         """Return what decode is told of the prefill worker, to which it binds the ticket where both
         know such tickets.
         """
-        pair = [worker for worker in (choice.prefill, choice.decode) if worker is not None]
-        if choice.prefill is None:
+        prefill, decode = choice.prefill, choice.decode
+        if prefill is None or decode is None:
             return {}
-        bind = all(FEATURE_PREFILL_INCARNATION in worker.features for worker in pair)
-        told: Line = {FEATURE_PREFILL_INCARNATION: choice.prefill.incarnation} if bind else {}
-        if bind and choice.prefill.transports and all(FEATURE_PREFILL_TRANSPORTS in w.features for w in pair):
-            told[FEATURE_PREFILL_TRANSPORTS] = dict(choice.prefill.transports)
-        return {"mode": "remote"} | told
+        told: Line = {"mode": "remote"}
+        if all(FEATURE_PREFILL_INCARNATION in worker.features for worker in (prefill, decode)):
+            told[FEATURE_PREFILL_INCARNATION] = prefill.incarnation
+            if prefill.transports and all(FEATURE_PREFILL_TRANSPORTS in w.features for w in (prefill, decode)):
+                told[FEATURE_PREFILL_TRANSPORTS] = dict(prefill.transports)
+        if self._local_up_to_tokens and FEATURE_LOCAL_UP_TO in decode.features:
+            told[FEATURE_LOCAL_UP_TO] = self._local_up_to_tokens
+        return told
 
     def _within(self, worker: Worker) -> Line:
         if self._due_s is None or FEATURE_FIRST_TOKEN_WITHIN not in worker.features:

@@ -35,6 +35,7 @@ from disagg_router.openai.relay import relayed
 from disagg_router.openai.request_body import Bodies
 from disagg_router.openai.streaming import SseResponse, merge
 from disagg_router.router import Router
+from disagg_wire import series
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
 from disagg_wire.version import VERSION
 
@@ -239,7 +240,9 @@ class Api:
                 async for piece in pieces:
                     if piece.tokens and not seen:
                         seen = True
-                        metrics.first_token(len(g.state.prompt), g.state.cached_tokens, g.ttft_s)
+                        few = g.trace.reason == series.FEW_MISSING
+                        cached = g.state.cached_tokens
+                        metrics.first_token(len(g.state.prompt), cached, g.ttft_s, few_missing=few)
                     yield piece
         except ApiError as error:
             if outcomes.tells_of_service(error.status):
@@ -264,16 +267,17 @@ class Api:
             if g.tpot_s is not None:
                 metrics.tpot.observe(g.tpot_s)
             metrics.paths.labels(g.trace.path).inc()
+            metrics.path_reasons.labels(g.trace.path, g.trace.reason).inc()
             if g.ended:
                 metrics.ended(len(g.state.prompt), g.tokens, g.tpot_s)
             prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
             log.info(
                 "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%s"
-                " transfer_ms=%s attempts=%d queue_ms=%.1f",
+                " transfer_ms=%s attempts=%d queue_ms=%.1f reason=%s",
                 g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), g.tokens, 1e3 * g.ttft_s,
                 "-" if g.trace.kv_bytes is None else g.trace.kv_bytes,
                 "-" if g.trace.transfer_s is None else f"{1e3 * g.trace.transfer_s:.1f}",
-                g.trace.attempts, 1e3 * g.trace.queue_s,
+                g.trace.attempts, 1e3 * g.trace.queue_s, g.trace.reason,
             )  # fmt: skip
 
     async def models(self, request: Request) -> Response:

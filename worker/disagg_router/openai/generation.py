@@ -101,6 +101,7 @@ class Generation:
             "prefill": who(t.prefill),
             "decode": who(t.decode),
             "path": t.path,
+            "reason": t.reason,
             "kv_bytes": t.kv_bytes,
             "transfer_s": t.transfer_s,
             "exposed_s": t.exposed_s,

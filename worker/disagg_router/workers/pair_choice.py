@@ -86,12 +86,13 @@ class Choice:
 class Prompt:
     """The properties of a request that the choice depends on.
 
-    `cached_tokens` is the number of its tokens that should be in each worker's prefix cache, by
-    incarnation.
+    `cached_tokens` is the number of its tokens that should be in each worker's prefix cache because
+    it has computed them, by incarnation, and `held_tokens` the same because it has decoded them.
     """
 
     tokens: int = 0
     cached_tokens: Mapping[str, int] = field(default_factory=dict)
+    held_tokens: Mapping[str, int] = field(default_factory=dict)
     resumes_format: bool = False
     """Whether it continues an output that has to match a format."""
 
@@ -99,12 +100,19 @@ class Prompt:
         """Return whether the worker can serve such a request at all."""
         return not (self.resumes_format and FEATURE_STRUCTURED_NOT_RESUMED in w.features)
 
+    def missing_share(self, w: Worker) -> float:
+        """Return the share of the prompt whose KV would have to be sent to a decode worker."""
+        return 1.0 - min(1.0, self.held_tokens.get(w.incarnation, 0) / max(1, self.tokens))
+
     def to_compute(self, w: Worker) -> int:
         return max(1, self.tokens - self.cached_tokens.get(w.incarnation, 0))
 
 
 # The delay of a prompt by one running sequence in a worker that does both, in tokens of prefill.
 _RUNNING_TOKENS = 32
+# The share of its seats by which a decode worker that holds the whole prompt may be fuller than one
+# that holds nothing of it, and is still chosen. Beyond that, the KV is better moved.
+_HELD_SEATS = 0.25
 
 
 def _running(w: Worker, inflight: Inflight) -> int:
@@ -112,11 +120,20 @@ def _running(w: Worker, inflight: Inflight) -> int:
 
 
 def _decode_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, ...]:
-    """Return a sort key: workers that could not take the request go last; then seats count, then
-    KV.
+    """Return a sort key: workers that could not take the request go last; then seats count, and
+    the KV that would have to be sent; then the KV that is free.
     """
-    lacks_kv = w.room is not None and w.room.free_tokens <= prompt.tokens
-    return float(lacks_kv), _running(w, inflight) / max(1, w.max_running), -w.blocks_free / max(1, w.blocks_total)
+    load = _seats(w, inflight) + _HELD_SEATS * prompt.missing_share(w)
+    return _lacks_kv(w, prompt), load, -w.blocks_free / max(1, w.blocks_total)
+
+
+def _lacks_kv(w: Worker, prompt: Prompt) -> float:
+    return float(w.room is not None and w.room.free_tokens <= prompt.tokens)
+
+
+def _seats(w: Worker, inflight: Inflight) -> float:
+    """Return the share of a worker's seats that is taken."""
+    return _running(w, inflight) / max(1, w.max_running)
 
 
 def _prefill_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, ...]:
@@ -132,9 +149,9 @@ def _prefill_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float,
 
 def _whole_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, ...]:
     """Return the sort key of workers that do both."""
-    lacks_kv, seats, _ = _decode_load(w, inflight, prompt)
     queued, hits, requests = _prefill_load(w, inflight, prompt)
-    return lacks_kv, float(seats >= 1.0), queued + _RUNNING_TOKENS * _running(w, inflight), hits, requests
+    no_seat = float(_seats(w, inflight) >= 1.0)
+    return _lacks_kv(w, prompt), no_seat, queued + _RUNNING_TOKENS * _running(w, inflight), hits, requests
 
 
 Loading = Callable[[Worker, Inflight, Prompt], tuple[float, ...]]

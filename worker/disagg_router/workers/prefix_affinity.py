@@ -1,8 +1,9 @@
 """PURE: A guess at the worker that has the start of a prompt in its prefix cache.
 
-It is the worker that this router sent it to before. A wrong guess costs a little balance and
-nothing else. Names are chained hashes of 64 tokens each, starting with the tenant and the LoRA
-adapter, so a name stands for everything before it.
+It is the worker that this router sent it to before: for prefill the one that computed it, for
+decode the one that generated its answer, which is part of the next prompt of a chat. A wrong guess
+costs a little balance and nothing else. Names are chained hashes of 64 tokens each, starting with
+the tenant and the LoRA adapter, so a name stands for everything before it.
 """
 
 from __future__ import annotations

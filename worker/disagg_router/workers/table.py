@@ -108,6 +108,7 @@ class WorkerTable:
         # The workers that were lost since the polls under way began: their answers may be older.
         self._broke: set[str] = set()
         self._prefixes = PrefixMap()
+        self._decoded = PrefixMap()
         self.breaker = Breaker()
         self.proven: frozenset[str] = frozenset()
 
@@ -158,7 +159,12 @@ class WorkerTable:
                 proven=self.proven,
                 inflight=Inflight(self._requests, self._tokens),
                 dice=random.random,
-                prompt=Prompt(len(tokens), self._prefixes.cached_tokens(names), resumes_format),
+                prompt=Prompt(
+                    len(tokens),
+                    self._prefixes.cached_tokens(names),
+                    self._decoded.cached_tokens(names),
+                    resumes_format,
+                ),
             )
 
         everyone = self.workers()
@@ -166,9 +172,20 @@ class WorkerTable:
         computes = None if choice is None else choice.prefill or choice.decode
         if computes is not None:
             self._prefixes.sent(names, computes.incarnation)
+        if choice is not None and choice.decode is not None:
+            self._decoded.sent(names, choice.decode.incarnation)
         for worker in () if choice is None else filter(None, (choice.prefill, choice.decode)):
             self._used_since_s.setdefault(worker.name, now_s)
         return choice
+
+    def decoded(self, tokens: Sequence[int], tenant: str, identity: Identity, choice: Choice) -> None:
+        """Note that the decode worker of a choice has these tokens, a prompt and its answer."""
+        if choice.decode is None:
+            return
+        names = prefix_names(tokens, tenant, identity.adapter)
+        self._decoded.sent(names, choice.decode.incarnation)
+        if choice.prefill is None:
+            self._prefixes.sent(names, choice.decode.incarnation)
 
     def is_fresh(self, worker: Worker, arrived_s: float) -> bool:
         """Return whether a worker was not warm yet for a request that arrived at that time.

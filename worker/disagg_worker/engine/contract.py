@@ -26,6 +26,10 @@ class KvSender(Protocol):
     """
 
     @property
+    def held_blocks(self) -> int:
+        """The number of leading blocks that the peer has already, and that are not reported."""
+
+    @property
     def reads_region(self) -> bool:
         """Whether it reads the blocks in the cache's region, and not by their views."""
 
@@ -34,9 +38,9 @@ class KvSender(Protocol):
 
         `first_block` counts the sequence's blocks from 0.
 
-        This is called once for every layer and block, including those found in the prefix cache. A
-        block that a chunk fills only in part is reported when a later chunk (or the last one)
-        completes it.
+        This is called once for every layer and block but the `held_blocks`, including those found
+        in the prefix cache; without blocks for a layer of which nothing is to be sent. A block that
+        a chunk fills only in part is reported when a later chunk (or the last one) completes it.
         """
 
     def commit(self, first_token: TokenEvent) -> None:
@@ -70,6 +74,10 @@ class Reservation(Protocol):
     @property
     def n_blocks(self) -> int:
         """The number of blocks that the announced tokens need, without the growth reserve."""
+
+    @property
+    def held_blocks(self) -> int:
+        """The number of the first of them whose KV is there already, and must not be written."""
 
     def blocks(self, first: int, n: int) -> KvBlocks:
         """Return n of the sequence's blocks, to be written."""
@@ -129,10 +137,20 @@ class Engine(Protocol):
         Raises NoCapacity if the queue is full, or InvalidInput.
         """
 
-    def reserve(self, request_id: str, tokens: int, max_total_tokens: int) -> Reservation:
+    def held_tokens(self, tokens: Sequence[int], tenant: str = "") -> int:
+        """Return how many of the first tokens have their KV in the cache now, in full blocks.
+
+        It is less than all of them, because the last token is always computed.
+        """
+
+    def reserve(
+        self, request_id: str, tokens: int, max_total_tokens: int, prompt: Sequence[int] = (), tenant: str = ""
+    ) -> Reservation:
         """Hold blocks for `tokens` and a growth reserve.
 
-        `decode` may then emit tokens up to a total of `max_total_tokens`.
+        `decode` may then emit tokens up to a total of `max_total_tokens`. If `prompt` is given, it
+        has these tokens: the first blocks whose KV is here are shared and need not arrive. They
+        stay here until the reservation is released, or its sequence has ended.
 
         Raises NoCapacity, or InvalidInput if the tokens would never fit.
         """

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 
 from disagg_protocol.errors import InvalidInput, NoCapacity
-from disagg_protocol.events import CANCELLED, EndEvent, ErrorEvent, EventSink
+from disagg_protocol.events import ErrorEvent, EventSink
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_wire import codes
 from disagg_wire.room import Room
@@ -129,11 +129,19 @@ class TorchEngine:
         sequence.sender, sequence.due_s = sender, due_s
         return self._enter(sequence, self._queues.add_prefill)
 
-    def reserve(self, request_id: str, tokens: int, max_total_tokens: int) -> HeldBlocks:
+    def held_tokens(self, tokens: Many[int], tenant: str = "") -> int:
+        names = self._queues.start_names(tokens, tenant)
+        with self._wake:
+            return self._store.leading(names) * self.layout.block_size_tokens
+
+    def reserve(
+        self, request_id: str, tokens: int, max_total_tokens: int, prompt: Many[int] = (), tenant: str = ""
+    ) -> HeldBlocks:
+        names = self._queues.start_names(prompt, tenant)
         with self._wake:
             self._check_open()
-            holding = self._queues.reserve(tokens, max_total_tokens)
-        return HeldBlocks(self, request_id, tokens, max_total_tokens, holding, self._store, self._memory)
+            holding, held = self._queues.reserve(tokens, max_total_tokens, names)
+        return HeldBlocks(self, request_id, tokens, max_total_tokens, holding, self._store, self._memory, held)
 
     def decode(
         self,
@@ -165,9 +173,9 @@ class TorchEngine:
         def join(s: Sequence) -> None:
             if reservation.ended:
                 raise InvalidInput("reservation: has ended")
-            self._queues.join(s, reservation.holding)
+            self._queues.join(s, reservation.holding, reservation.held_blocks)
             if not (reservation.in_region and self._memory.region_is_cache):
-                self._steps.arrived(reservation.holding.blocks[: reservation.n_blocks])
+                self._steps.arrived(reservation.holding.blocks[reservation.held_blocks : reservation.n_blocks])
             reservation.ended = True
 
         return self._enter(sequence, join)
@@ -326,24 +334,13 @@ class TorchEngine:
         for s in left:
             self._settler.end(s, _DRAINING)
 
-    def _over(self) -> list[tuple[Sequence, EndEvent | ErrorEvent]]:
-        """Return the sequences that were cancelled or arrived from another worker with their last
-        token, each with the event that ends it.
-        """
-        over: list[tuple[Sequence, EndEvent | ErrorEvent]] = []
-        over += [(s, CANCELLED) for s in (*self._queues.waiting, *self._queues.running) if s.cancelled]
-        for s in self._queues.running:
-            if not s.cancelled and (reason := s.finish_reason(self.model.max_model_len)) is not None:
-                over.append((s, EndEvent(reason)))
-        return over
-
     def _turn(self) -> bool:
         """Run the next steps, or wait for work. Returns False to stop."""
         with self._wake:
             if self._stopping:
                 return False
             started_s = time.monotonic()
-            over = self._over()
+            over = self._settler.over()
             if not over:
                 running = self._queues.take_decode()
                 # While sequences run, each batch but the first waits for a decode step.

@@ -74,5 +74,9 @@ class EngineConfig:
     """The seconds that one exchange between ranks may take."""
     rank_start_timeout_s: float = 600.0
     """The seconds that the other ranks may take to get ready, once rank 0 has loaded."""
+    staging_buffers: int = 16
+    """The buffers through which KV goes to and from a device (execution.staging)."""
+    staging_timeout_s: float = 5.0
+    """The seconds for which a transfer waits for one (the setting `transfer_idle_s`)."""
     log_level: str = "INFO"
     """The log level of the other ranks."""

@@ -36,7 +36,8 @@ class SequenceHandle:
 class HeldBlocks:
     """Implements contract.Reservation.
 
-    `holding` has the blocks of the announced tokens first, then those for growth.
+    `holding` has the blocks of the announced tokens first, then those for growth. The first
+    `held_blocks` of them are shared: they have their KV, and others may read them.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class HeldBlocks:
         holding: Holding,
         store: KvStore,
         memory: CacheMemory,
+        held_blocks: int = 0,
     ) -> None:
         self._owner = owner
         self.request_id = request_id
         self.tokens = tokens
         self.most_tokens = most_tokens
         self.holding = holding
+        self.held_blocks = held_blocks
         self.ended = False
         self.in_region = False
         self._store = store

@@ -62,6 +62,44 @@ class KvStore:
             self.pool.register(self.pool.ref(holding, i), names[i])
         return holding, len(found)
 
+    def lease(self, names: Sequence[bytes], n: int) -> tuple[Holding, int]:
+        """Return n blocks for KV that is to arrive, and the number of the first of them that have
+        the content of `names` already, as far as it is in the pool.
+
+        Raises NoCapacity, taking none.
+        """
+        holding = Holding(State.LEASED, [], [])
+        for ref in self._in_pool(names[:n]):
+            self.pool.share(holding, ref)
+        held = len(holding.blocks)
+        try:
+            self.pool.extend(holding, n - held)
+        except NoCapacity:
+            self.pool.free(holding)
+            raise
+        return holding, held
+
+    def owned(self, names: Sequence[bytes]) -> int:
+        """Return how many blocks `lease` would share that have an owner already, and so take no
+        free block.
+        """
+        return sum(self.pool.state(ref.block) is not State.FREE for ref in self._in_pool(names))
+
+    def leading(self, names: Sequence[bytes]) -> int:
+        """Return how many of the first names are in the pool.
+
+        What is in the host tier does not count: it would have to be copied back first.
+        """
+        return len(self._in_pool(names))
+
+    def _in_pool(self, names: Sequence[bytes]) -> list[BlockRef]:
+        found = []
+        for name in names:
+            if (ref := self.pool.find(name)) is None:
+                break
+            found.append(ref)
+        return found
+
     def _find(self, names: Sequence[bytes]) -> list[BlockRef | HostRef]:
         found: list[BlockRef | HostRef] = []
         for name in names:

@@ -131,22 +131,38 @@ class Queues:
         self.committed += 1
         self.waiting.append(s)
 
-    def reserve(self, tokens: int, max_total_tokens: int) -> Holding:
-        """Hold blocks for KV that is to arrive. Raises NoCapacity or InvalidInput."""
-        holding = self._store.pool.allocate(blocks_to_hold(tokens, max_total_tokens, self._capacity()), State.LEASED)
+    def start_names(self, tokens: Many[int], tenant: str) -> list[bytes]:
+        """Return the names of the full blocks before the last token, which is always computed."""
+        names: list[bytes] = []
+        if self._names is not None and tokens:
+            self._names.extend(names, tokens[:-1], tenant)
+        return names
+
+    def reserve(self, tokens: int, max_total_tokens: int, names: Many[bytes] = ()) -> tuple[Holding, int]:
+        """Hold blocks for KV that is to arrive, and return them with the number of the first ones
+        that have the content of `names` already. Raises NoCapacity or InvalidInput.
+        """
+        c = self._capacity()
+        # What others own too takes no free block.
+        c = replace(c, blocks_free=c.blocks_free + self._store.owned(names))
+        holding, held = self._store.lease(names, blocks_to_hold(tokens, max_total_tokens, c))
         self.committed += 1
-        return holding
+        return holding, held
 
     def unreserve(self, holding: Holding) -> None:
         self._store.pool.free(holding)
         self.committed -= 1
 
-    def join(self, s: Sequence, holding: Holding) -> None:
-        """Start to decode a sequence whose KV has arrived in a reservation."""
+    def join(self, s: Sequence, holding: Holding, held_blocks: int = 0) -> None:
+        """Start to decode a sequence whose KV has arrived in a reservation, except for what was
+        there.
+        """
         self._store.pool.convert(holding, State.USED)
         s.holding = holding
         s.computed = len(s.tokens) - 1
         s.cached_tokens, s.told_cached = 0, True  # Its prompt was computed elsewhere.
+        s.registered = held_blocks
+        self.cached_tokens += held_blocks * self._size
         self.running.append(s)
         self.note_computed(s)
 

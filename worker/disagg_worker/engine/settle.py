@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
+from disagg_protocol.events import CANCELLED, EndEvent, ErrorEvent, Event, TokenEvent
 from disagg_wire import codes
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
@@ -55,6 +55,17 @@ class Settler:
         self._max_len = max_model_len
         self.generated_tokens = 0
         self.late_prompts = 0
+
+    def over(self) -> list[tuple[Sequence, EndEvent | ErrorEvent]]:
+        """Return the sequences that were cancelled or arrived from another worker with their last
+        token, each with the event that ends it. The lock must be held.
+        """
+        over: list[tuple[Sequence, EndEvent | ErrorEvent]] = []
+        over += [(s, CANCELLED) for s in (*self._queues.waiting, *self._queues.running) if s.cancelled]
+        for s in self._queues.running:
+            if not s.cancelled and (reason := s.finish_reason(self._max_len)) is not None:
+                over.append((s, EndEvent(reason)))
+        return over
 
     def settle(self, s: Sequence, outcome: Outcome) -> None:
         """Pass a sampled token on, and end, hand over or continue its request."""

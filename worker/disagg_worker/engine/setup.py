@@ -19,6 +19,7 @@ from disagg_worker.execution.cache_memory import CacheMemory, HostCopy
 from disagg_worker.execution.collectives import Collectives
 from disagg_worker.execution.executor import Executor, LocalExecutor
 from disagg_worker.execution.leader import Group, GroupExecutor
+from disagg_worker.execution.staging import Staging
 from disagg_worker.model.checkpoint import OnProgress
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.network import load_network
@@ -144,9 +145,15 @@ def _alone(plan: Plan, on_progress: OnProgress | None) -> Machine:
         on_progress=on_progress,
     )
     blocks = _blocks(plan, [_free_bytes(device)])
-    host = None if device.type == "cpu" else HostCopy(layout, blocks, plan.cache_dtype, -1)
-    memory = CacheMemory(layout, blocks, plan.cache_dtype, device, host=host)
+    memory = CacheMemory(layout, blocks, plan.cache_dtype, device, staging=_staging(config, device))
     return Machine(LocalExecutor(loaded.network, memory), memory, layout, blocks, loaded.digest)
+
+
+def _staging(config: EngineConfig, device: torch.device) -> Staging | None:
+    """Return the buffers between the device and the network; the CPU needs none."""
+    if device.type == "cpu":
+        return None
+    return Staging(config.staging_buffers, config.staging_timeout_s, pinned=True)
 
 
 def _together(plan: Plan, group: Group, on_progress: OnProgress | None) -> Machine:

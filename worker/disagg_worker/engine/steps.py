@@ -89,7 +89,7 @@ class Steps:
         began_s = time.perf_counter()
         with torch.inference_mode():
             cleared = [b for s, n in work for b in self._partly_filled(s, n)]
-            ready = [(s, range(s.reported, end)) for s, n in work if (end := self._final_blocks(s, n)) > s.reported]
+            ready = [(s, _sent(s, end)) for s, n in work if (end := self._final_blocks(s, n)) > s.reported]
             exported = [s.blocks[i] for s, indices in ready if self._needs_views(s) for i in indices]
             failed: dict[Sequence, Exception] = {}
 
@@ -183,6 +183,12 @@ class Steps:
         except Exception as error:  # The failure of a sender concerns its own request only.
             failed[s] = error
         s.reported_layers = layer + 1
+
+
+def _sent(s: Sequence, end: int) -> range:
+    """Return the blocks up to `end` that are to be reported now: not those that the peer has."""
+    held = 0 if s.sender is None else s.sender.held_blocks
+    return range(max(s.reported, held), max(end, held))
 
 
 def _in_vocabulary(outcome: Outcome, size: int) -> Outcome:

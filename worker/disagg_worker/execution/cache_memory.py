@@ -2,19 +2,22 @@
 host tier read and write.
 
 If the cache is in ordinary memory and whole, these bytes are the cache itself (zero-copy). If it is
-in the memory of a device, or holds only some of the KV heads (tensor parallelism), they are a host
-copy of the same blocks in the whole layout, which the ranks share. `export` and `load` copy between
-the two, and KV crosses between device and host nowhere else.
+in the memory of a device, they are copied through a few buffers of host memory (`Staging`) by the
+threads that send or receive them, beside the steps. If it holds only some of the KV heads (tensor
+parallelism), they are a host copy of the same blocks in the whole layout, which the ranks share;
+`export` and `load` copy between the two. KV crosses between device and host nowhere else.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from disagg_worker.execution.staging import Staging
 from disagg_worker.values.kv_blocks import Region
 from disagg_worker.values.layouts import KvLayout
 
@@ -40,8 +43,9 @@ class CacheMemory:
     """The cache as a tensor and as bytes.
 
     `tensor` is [block, layer, 2, kv_head, token in block, head_dim]; all layers of a block are
-    contiguous. `heads` are the KV heads of the layout that are held here, None for all. A `host`
-    copy is needed unless the tensor is whole and on the CPU.
+    contiguous. `heads` are the KV heads of the layout that are held here, None for all. Unless the
+    tensor is whole and on the CPU, its bytes need `staging`, or a `host` copy if it is not whole.
+    Implements kv_blocks.KvCache.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class CacheMemory:
         device: torch.device | None = None,
         heads: slice | None = None,
         host: HostCopy | None = None,
+        staging: Staging | None = None,
     ) -> None:
         self.layout = layout
         self._heads = heads or slice(0, layout.kv_heads)
@@ -61,6 +66,7 @@ class CacheMemory:
         self._raw = self.tensor.view(torch.uint8)  # Not every device assigns every dtype by index.
         self._cuda = self.tensor.is_cuda
         self._host = host
+        self._staging = staging
         self.region_is_cache = held == layout.kv_heads
         """Whether the region is the cache itself, and not its host copy."""
         self._stream = _Stream(self.tensor.device) if self._cuda else None
@@ -94,12 +100,58 @@ class CacheMemory:
         start = (block * self.layout.layers + layer) * size
         return self._bytes[start : start + size]
 
-    def export(self, layer: int, blocks: Sequence[int]) -> Callable[[], None] | None:
-        """Copy one layer of these blocks, as computed so far, into the views.
+    @contextmanager
+    def reading(self, layer: int, ids: Sequence[int]) -> Iterator[Sequence[memoryview]]:
+        """Implement KvCache.reading."""
+        if self._staging is None:
+            yield [self.view(layer, block) for block in ids]
+            return
+        with self._staging.take(len(ids) * self.layout.layer_block_bytes) as buffer:
+            with self._aside():
+                part = self._raw[self._index(ids), layer]
+                buffer.view(part.shape).copy_(part, non_blocking=True)
+            yield [buffer.numpy().data]
 
-        Returns None if the bytes are there already. Else they are there when the returned function
-        has been called, on any thread.
+    @contextmanager
+    def writing(self, layer: int, ids: Sequence[int]) -> Iterator[Sequence[memoryview]]:
+        """Implement KvCache.writing."""
+        if self._staging is None:
+            yield [self.view(layer, block) for block in ids]
+            return
+        with self._staging.take(len(ids) * self.layout.layer_block_bytes) as buffer:
+            yield [buffer.numpy().data]
+            with self._aside():
+                part = buffer.view(len(ids), *self._raw.shape[2:]).to(self._raw.device, non_blocking=True)
+                self._raw[self._index(ids), layer] = part
+
+    def _index(self, ids: Sequence[int]) -> torch.Tensor:
+        at = torch.tensor(list(ids))
+        return at.pin_memory().to(self._raw.device, non_blocking=True) if self._cuda else at
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Run copies beside the computation, and wait for them at the end."""
+        with torch.inference_mode():
+            if self._stream is None:
+                yield
+                return
+            done = _Event()
+            with torch.cuda.stream(self._stream):
+                yield
+                done.record()
+            done.synchronize()
+
+    def export(self, layer: int, blocks: Sequence[int]) -> Callable[[], None] | None:
+        """Make one layer of these blocks, as computed so far, readable by any thread.
+
+        Returns None if it is already. Else it is when the returned function has been called, on any
+        thread.
         """
+        if self._staging is not None and self._cuda:
+            ready = _Event()
+            ready.record()
+            wait: Callable[[], None] = ready.synchronize
+            return wait
         if self._host is None or not blocks:
             return None
         at, into = torch.tensor(blocks), self._host.raw

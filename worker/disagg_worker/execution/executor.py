@@ -35,11 +35,11 @@ class Step:
     clear: tuple[int, ...] = ()
     """Blocks to set to zero."""
     export: tuple[int, ...] = ()
-    """Blocks whose KV is needed in host memory."""
+    """Blocks whose KV is to be sent."""
 
 
-# Called with each layer in order, once it is computed, and its exported blocks are in host memory.
-# Not every call is on the engine's thread, but no two calls overlap.
+# Called with each layer in order, once other threads may read its exported blocks. Not every call
+# is on the engine's thread, but no two calls overlap.
 OnLayer = Callable[[int], None]
 
 

@@ -15,7 +15,7 @@ from disagg_protocol.bodies import DecodeRequest, Line, PrefillRequest, error_js
 from disagg_protocol.event_stream import EventQueue
 from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
 from disagg_protocol.requests import Job
-from disagg_protocol.ticket import Ticket, sign, token_hash
+from disagg_protocol.ticket import Ticket, check_held, prefix_hash, sign, token_hash
 from disagg_wire import codes
 from disagg_wire.integrity import MAC, Integrity
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
@@ -107,6 +107,16 @@ def decode_local(node: Node, request: DecodeRequest, due_s: float | None) -> Job
     return Job(lines(), handle.cancel, events.put, deadline_s)
 
 
+def is_for_here(node: Node, request: DecodeRequest) -> bool:
+    """Return whether a request that came for KV of another worker is to be prefilled here: its
+    start is here, and what is missing is little.
+    """
+    if not request.local_up_to_tokens:
+        return False
+    held = node.engine.held_tokens(request.tokens, request.tenant)
+    return held > 0 and len(request.tokens) - held <= request.local_up_to_tokens
+
+
 def _issue(node: Node, request: DecodeRequest, reservation: Reservation) -> tuple[Ticket, Landing | None]:
     """Return the ticket, and the offer of the blocks if there is one."""
     offer, landing = "", None
@@ -114,6 +124,7 @@ def _issue(node: Node, request: DecodeRequest, reservation: Reservation) -> tupl
         ends = request.prefill_transports, request.prefill_incarnation
         if (offered := node.nixl.landings.offer(*ends, reservation)) is not None:
             offer, landing = offered[0].encode(), offered[1]
+    size, held = node.engine.layout.block_size_tokens, reservation.held_blocks
     ticket = Ticket(
         transfer_id=secrets.token_hex(16),
         request_id=request.request_id,
@@ -127,6 +138,8 @@ def _issue(node: Node, request: DecodeRequest, reservation: Reservation) -> tupl
         lifetime_s=node.ticket_lifetime_s,
         prefill_incarnation=request.prefill_incarnation or "",
         integrity=node.integrity if request.prefill_incarnation else "",
+        held_blocks=held,
+        held_hash=prefix_hash(node.compat, request.adapter or "", request.tokens, size, held),
         offer=offer,
     )
     return sign(node.key, ticket), landing
@@ -162,7 +175,14 @@ class _RemoteDecode:
             closed = self._closed
         if closed:
             handle.cancel()
-        self._node.metrics.received(received.kv_bytes, received.transfer_s, len(self._request.tokens))
+        self._count(received)
+
+    def _count(self, received: Received) -> None:
+        held, layout = self._reservation.held_blocks, self._node.engine.layout
+        held_tokens = held * layout.block_size_tokens
+        came = len(self._request.tokens) - held_tokens
+        self._node.metrics.received(received.kv_bytes, received.transfer_s, came)
+        self._node.metrics.saved(held, held_tokens * layout.bytes_per_token)
 
     def _on_failed(self, code: str, message: str) -> None:
         self._node.metrics.transfer_failures.labels(code).inc()
@@ -220,7 +240,9 @@ def decode_remote(node: Node, request: DecodeRequest) -> Job:
     emitted = len(request.tokens) - request.prompt_tokens
     total = len(request.tokens) + request.sampling.max_new_tokens - emitted
     deadline_s = time.monotonic() + request.deadline_s
-    reservation = node.engine.reserve(request.request_id, len(request.tokens), total)
+    # A prefill worker that needs frames of version 1 sends everything.
+    known = request.tokens if request.prefill_incarnation else ()
+    reservation = node.engine.reserve(request.request_id, len(request.tokens), total, known, request.tenant)
     decode = _RemoteDecode(node, request, reservation)
     return Job(decode.lines(deadline_s), decode.close, decode.events.put, deadline_s)
 
@@ -325,8 +347,11 @@ def _transferred(done: TransferDone) -> Line:
 def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> Job:
     """Start to compute a prompt and to send its KV; the first token is due at `due_s`.
 
-    Raises NoCapacity or InvalidInput.
+    Raises NoCapacity, InvalidInput or TicketError.
     """
+    if ticket is not None:
+        size = node.engine.layout.block_size_tokens
+        check_held(ticket, node.compat, request.adapter or "", request.tokens, size)
     deadline_s = time.monotonic() + request.deadline_s
     if request.decode_room is not None:
         node.engine.limit_prefill(request.decode_room.to_room())

@@ -139,14 +139,25 @@ class Metrics:
         self.reservations_refused = Counter(
             series.WORKER_RESERVATIONS_REFUSED, "Requests refused because there was no room", registry=self.registry
         )
+        self.saved_blocks = Counter(
+            series.KV_TRANSFER_SAVED_BLOCKS, "KV blocks that were here already and not sent", registry=self.registry
+        )
+        self.saved_bytes = Counter(series.KV_TRANSFER_SAVED_BYTES, "Their bytes", registry=self.registry)
         self.info = Info(series.WORKER_IDENTITY, "Identity of this worker", registry=self.registry)
 
     def received(self, kv_bytes: int, transfer_s: float, tokens: int) -> None:
-        """Count the KV of a prompt that another worker has computed. Any thread may call this."""
+        """Count KV of a prompt that another worker has computed, of so many tokens. Any thread may
+        call this.
+        """
         self.transfer_bytes.labels("received").inc(kv_bytes)
         self.transfer_seconds.observe(transfer_s)
         with self._lock:
             self._transferred_tokens += tokens
+
+    def saved(self, blocks: int, kv_bytes: int) -> None:
+        """Count KV of a prompt that was here already. Any thread may call this."""
+        self.saved_blocks.inc(blocks)
+        self.saved_bytes.inc(kv_bytes)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -103,6 +103,8 @@ class Worker(Endpoint):
     async def start_decode(self, request: DecodeRequest, due_s: float | None) -> Job:
         node = self._loaded
         await self._prepare(node, request)
+        if jobs.is_for_here(node, request):
+            return jobs.decode_local(node, request, due_s)
         if node.nixl is not None and request.prefill_transports:
             await self._open_landings(node.nixl)
         return (

@@ -47,7 +47,7 @@ class Intake:
         self._idle_s = idle_s
         self._started_s = time.monotonic()
         self._changed = threading.Condition()
-        self._coverage = Coverage(layout, reservation.n_blocks)
+        self._coverage = Coverage(layout, reservation.n_blocks, ticket.held_blocks)
         self._digests: dict[int, Digest] = {}
         self._writing: dict[int, socket.socket] = {}
         self._committed: list[int] | None = None
@@ -108,8 +108,8 @@ class Intake:
             if self._failure is not None:
                 raise FrameError(self._failure)
             self._coverage.claim(header)
-        views = self._reservation.blocks(header.first_block, header.n_blocks).views(header.layer)
-        tag = link.into(header, views)
+        with self._reservation.blocks(header.first_block, header.n_blocks).writing(header.layer) as views:
+            tag = link.into(header, views)
         with self._changed:
             self._coverage.arrived(header)
             self._digests[connection].add_tag(tag, header.length_bytes)

@@ -146,7 +146,8 @@ class Lanes:
 
     def _send_part(self, link: SealedSocket, part: Part, digest: Digest) -> None:
         header = Header(FrameType.LAYER, part.layer, 0, part.first_block, len(part.blocks.ids))
-        digest.add_tag(self._send(link, header, part.blocks.views(part.layer)), part.size_bytes)
+        with part.blocks.reading(part.layer) as views:
+            digest.add_tag(self._send(link, header, views), part.size_bytes)
 
     # ---- further connections ----
 

@@ -302,8 +302,8 @@ class KvListener:
             raw, header = link.header()
             if header.type is FrameType.LAYER:
                 coverage.check(header)
-                views = session.reservation.blocks(header.first_block, header.n_blocks).views(header.layer)
-                link.into(raw, header, views)
+                with session.reservation.blocks(header.first_block, header.n_blocks).writing(header.layer) as views:
+                    link.into(raw, header, views)
                 coverage.take(header)
                 continue
             payload = link.control(raw, header)

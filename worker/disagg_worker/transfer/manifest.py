@@ -52,17 +52,20 @@ def combined(digests: Mapping[int, Digest]) -> Digest:
 
 @dataclass(slots=True)
 class Coverage:
-    """The (layer, block) parts that have arrived. Each must arrive exactly once."""
+    """The (layer, block) parts that have arrived. Each must arrive exactly once, except those of
+    the first `held_blocks`, which were there and must not arrive.
+    """
 
     layout: KvLayout
     n_blocks: int
+    held_blocks: int = 0
     digest: Digest = field(default_factory=Digest)
     _seen: bytearray = field(init=False)
     _missing: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self._missing = self.layout.layers * self.n_blocks
-        self._seen = bytearray(self._missing)
+        self._missing = self.layout.layers * (self.n_blocks - self.held_blocks)
+        self._seen = bytearray(self.layout.layers * self.n_blocks)
 
     def check(self, header: Header) -> None:
         """Raise FrameError unless this LAYER frame is inside the reservation, has the right size
@@ -77,6 +80,8 @@ class Coverage:
             raise FrameError(f"layer {header.layer} of {self.layout.layers}")
         if not 0 < header.n_blocks <= self.n_blocks - min(header.first_block, self.n_blocks):
             raise FrameError(f"blocks {header.first_block}+{header.n_blocks} of {self.n_blocks}")
+        if header.first_block < self.held_blocks:
+            raise FrameError(f"blocks {header.first_block}+{header.n_blocks}: {self.held_blocks} are there already")
         if header.length_bytes != header.n_blocks * self.layout.layer_block_bytes:
             raise FrameError(f"{header.length_bytes} bytes for {header.n_blocks} blocks")
         start = header.layer * self.n_blocks + header.first_block

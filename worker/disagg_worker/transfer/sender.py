@@ -93,6 +93,10 @@ class TcpKvSender:
         self._ended = False
 
     @property
+    def held_blocks(self) -> int:
+        return self._ticket.held_blocks
+
+    @property
     def reads_region(self) -> bool:
         return False
 
@@ -172,7 +176,8 @@ class TcpKvSender:
             first_byte_s = time.monotonic()
             while isinstance(item := self._next(link), Part):
                 header = Header(FrameType.LAYER, item.layer, digest.frames, item.first_block, len(item.blocks.ids))
-                digest.add(self._send(link, header, item.blocks.views(item.layer)), item.size_bytes)
+                with item.blocks.reading(item.layer) as views:
+                    digest.add(self._send(link, header, views), item.size_bytes)
             if not isinstance(item, Commit):
                 content = {"code": item.code, "message": item.message, "retryable": item.retryable}
                 link.send_json(FrameType.ERROR, content)

@@ -6,6 +6,7 @@ The region may be that of a device, which no memoryview shows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +29,12 @@ class Region:
 
 
 class KvCache(Protocol):
-    """The cache of one worker."""
+    """The cache of one worker.
+
+    The bytes of a block's layer are `[k, v][kv_head][token][head_dim]`. Those of several blocks
+    follow one another, in as many views as the cache likes, which are good while the context lasts.
+    Any thread may move KV; it waits for memory and copies if the cache is that of a device.
+    """
 
     layout: KvLayout
 
@@ -37,10 +43,32 @@ class KvCache(Protocol):
         """The memory that other processes may write."""
 
     def view(self, layer: int, block: int) -> memoryview:
-        """Return the bytes `[k, v][kv_head][token][head_dim]` of one layer of a block.
+        """Return the bytes of one layer of a block, of a cache in ordinary memory or its copy."""
 
-        For a cache in the memory of a device these are the bytes of its host copy.
+    def reading(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
+        """Give the bytes of one layer of these blocks, which is computed. Raises TimeoutError."""
+
+    def writing(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
+        """Give room for the bytes of one layer of these blocks. They are in the cache when the
+        context has ended well; what comes after it sees them. Raises TimeoutError.
         """
+
+
+class InMemory:
+    """What a KvCache in ordinary memory has in common: its bytes are those of its blocks."""
+
+    region: Region
+    """Set where other processes write."""
+
+    def view(self, layer: int, block: int) -> memoryview:
+        """Return the bytes of one layer of a block."""
+        raise NotImplementedError
+
+    def reading(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
+        return nullcontext([self.view(layer, block) for block in ids])
+
+    def writing(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
+        return self.reading(layer, ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +78,26 @@ class KvBlocks:
     cache: KvCache
     ids: Sequence[int]
 
+    def reading(self, layer: int) -> AbstractContextManager[Sequence[memoryview]]:
+        """Give the bytes of one layer (KvCache.reading). Raises IndexError for no layer of it."""
+        self._check(layer)
+        return self.cache.reading(layer, self.ids)
+
+    def writing(self, layer: int) -> AbstractContextManager[Sequence[memoryview]]:
+        """Give room for the bytes of one layer (KvCache.writing). Raises IndexError for no layer of
+        it.
+        """
+        self._check(layer)
+        return self.cache.writing(layer, self.ids)
+
     def views(self, layer: int) -> list[memoryview]:
-        """Return the bytes of one layer of each block. Raises IndexError for no layer of it."""
+        """Return the bytes of one layer of each block, of a cache in ordinary memory."""
+        self._check(layer)
+        return [self.cache.view(layer, block) for block in self.ids]
+
+    def _check(self, layer: int) -> None:
         if not 0 <= layer < self.cache.layout.layers:
             raise IndexError(f"layer {layer}: outside of the cache")
-        return [self.cache.view(layer, block) for block in self.ids]
 
     def part(self, start: int, stop: int) -> KvBlocks:
         """Return the blocks from `start` up to `stop`, counted in these."""

@@ -1,0 +1,155 @@
+"""Tests of chats through the router, with real workers and KV over TCP: decode keeps what it has,
+only the rest is sent, and what is little is prefilled there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.worker import checkpoints
+from tests.worker.oracle import MODEL
+from tests.worker.server.rig import KEY, Running, body, prompt, running, tokens_of
+from tokenizers import Tokenizer
+
+from disagg_router.main import server_of
+from disagg_router.router import Router
+from disagg_router.settings import Settings
+
+SIZE = 16
+NEW = 32
+TOKENIZER = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = checkpoints.make(tmp_path_factory.mktemp("weights"), 3, vocab_size=2048, max_position_embeddings=4096)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL / name, folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Served:
+    """A router over HTTP, and its workers."""
+
+    http: httpx.AsyncClient
+    workers: list[Running]
+
+    async def ask(self, tokens: list[int]) -> tuple[str, dict[str, Any]]:
+        """Return the answer to a prompt and what the router says of how it came."""
+        asked = {"model": "m", "prompt": tokens, "max_tokens": NEW, "temperature": 0, "ignore_eos": True}
+        answer = await self.http.post("/v1/completions", json=asked, headers={"x-disagg-trace": "1"})
+        assert answer.status_code == 200, answer.text
+        content = answer.json()
+        return content["choices"][0]["text"], content["disagg"]
+
+    async def counted(self, series: str) -> float:
+        page = (await self.http.get("/metrics")).text
+        return next((float(x.rsplit(" ", 1)[1]) for x in page.splitlines() if x.startswith(series + " ")), 0.0)
+
+    def kv_bytes(self, tokens: int) -> int:
+        assert self.workers[0].worker.node is not None
+        return tokens * self.workers[0].worker.node.engine.layout.bytes_per_token
+
+    async def empty(self) -> None:
+        for worker in self.workers:
+            await worker.empty()
+
+
+@contextlib.asynccontextmanager
+async def served(folder: Path, weights: Path, decodes: int = 1, **settings: Any) -> AsyncIterator[Served]:
+    (folder / "key").write_bytes(KEY)
+    async with contextlib.AsyncExitStack() as stack:
+        names = ["prefill", *(f"decode-{i}" for i in range(decodes))]
+        workers = []
+        for name in names:
+            role = name.partition("-")[0]
+            made = running(role, folder, model_uri=f"file://{weights}", model_name="m", pod_name=name)
+            workers.append(await stack.enter_async_context(made))
+            workers[-1].worker.incarnation = f"{name}/boot"
+        listed = [{"name": n, "url": str(w.http.base_url)} for n, w in zip(names, workers, strict=True)]
+        (folder / "members.json").write_text(json.dumps({"workers": listed}))
+        values = {"model_name": "m", "cluster_key_file": folder / "key", "poll_interval_s": 0.1,
+                  "membership": f"file://{folder / 'members.json'}"} | settings  # fmt: skip
+        router = Router(Settings.model_validate(values))
+        sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        server = server_of(router)
+        tasks = [asyncio.create_task(router.run()), asyncio.create_task(server.serve(sockets=[sock]))]
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, trust_env=False, timeout=60))
+        try:
+            async with asyncio.timeout(60):
+                while router.handshakes.counts() != {"expected": decodes, "healthy": decodes}:
+                    await asyncio.sleep(0.02)
+            yield Served(http, workers)
+        finally:
+            server.should_exit = True
+            await tasks[1]
+            tasks[0].cancel()
+            await asyncio.gather(tasks[0], return_exceptions=True)
+            await router.close()
+
+
+async def _chat(folder: Path, weights: Path) -> tuple[list[list[int]], list[str]]:
+    """Return the prompts of two turns and their answers, from a worker without a prefix cache."""
+    prompts, answers = [prompt(900)], list[str]()
+    (folder / "key").write_bytes(KEY)
+    async with running("both", folder, model_uri=f"file://{weights}", prefix_cache=False) as one:
+        for _ in range(2):
+            asked = body(prompts[-1], max_new_tokens=NEW, stop_token_ids=[]) | {"mode": "local"}
+            answer = [token for _, token in tokens_of(await one.lines("decode", asked))]
+            answers.append(TOKENIZER.decode(answer))
+            prompts.append([*prompts[-1], *answer, *prompt(40, start=9)])
+    return prompts, answers
+
+
+async def test_the_second_turn_goes_where_the_first_is_and_moves_less_than_a_tenth(
+    tmp_path: Path, weights: Path
+) -> None:
+    (first, turn, _), answers = await _chat(tmp_path, weights)
+    async with served(tmp_path, weights, decodes=3, local_prefill_max_tokens=0) as s:
+        answer, trace = await s.ask(first)
+        assert (trace["path"], trace["reason"]) == ("remote", "shipped")
+        assert trace["kv_bytes"] == s.kv_bytes(-(-900 // SIZE) * SIZE)
+        second, then = await s.ask(turn)
+        assert then["decode"] == trace["decode"]
+        assert (then["path"], then["reason"]) == ("remote", "shipped")
+        assert 0 < then["kv_bytes"] < 0.1 * s.kv_bytes(len(turn))
+        again, repeated = await s.ask(turn)
+        assert (again, repeated["kv_bytes"]) == (second, s.kv_bytes(SIZE))
+        others = [await s.ask(prompt(900, start=i)) for i in range(2, 12)]
+        assert len({t["decode"]["pod"] for _, t in others}) > 1  # What is new does not go to one of them.
+        await s.empty()
+    assert [answer, second] == answers
+
+
+async def test_a_turn_with_little_that_is_new_is_prefilled_by_decode(tmp_path: Path, weights: Path) -> None:
+    (first, turn, longer), answers = await _chat(tmp_path, weights)
+    async with served(tmp_path, weights, decodes=2, local_prefill_max_tokens=64) as s:
+        answer, trace = await s.ask(first)
+        uncached = 'disagg_router_prefilled_tokens_total{part="uncached"}'
+        before = await s.counted(uncached)
+        second, then = await s.ask(turn)
+        assert (then["path"], then["reason"], then["kv_bytes"]) == ("local", "few_tokens_missing", 0)
+        assert (then["prefill"], then["decode"]) == (None, trace["decode"])
+        assert await s.counted(uncached) == before  # This is no work for prefill workers.
+        longer += prompt(200, start=20)
+        _, last = await s.ask(longer)
+        assert (last["path"], last["reason"], last["decode"]) == ("remote", "shipped", trace["decode"])
+        assert 0 < last["kv_bytes"] < 0.25 * s.kv_bytes(len(longer))
+        assert await s.counted(uncached) > before
+        reasons = 'disagg_router_path_reasons_total{path="%s",reason="%s"}'
+        assert await s.counted(reasons % ("local", "few_tokens_missing")) == 1
+        assert await s.counted(reasons % ("remote", "shipped")) == 2
+        await s.empty()
+    assert [answer, second] == answers
