@@ -34,7 +34,6 @@ from disagg_operator.autoscaling.policy import forecast, learning, miss_curve
 from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings, State
 from disagg_operator.autoscaling.policy.observation import Observation, Pods, PrefillSignals, Targets
 from disagg_operator.autoscaling.policy.sizing import (
-    DRAIN_S,
     PATIENCE_S,
     Outlook,
     PoolSizing,
@@ -195,8 +194,8 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizi
     # More prefill workers would not help requests for which the decode pool has no room.
     backlog_s *= 1 - _held(p)
     outlook = Outlook(
-        _horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, backlog_s, DRAIN_S, state.began_s,
-        shown=forecast.least(pool.demand, overrun=overrun),
+        _horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, backlog_s, state.began_s,
+        full=o.now_s < state.full_until_s, shown=forecast.least(pool.demand, overrun=overrun),
     )  # fmt: skip
     return plan(settings, PREFILL, o, pool, outlook)
 
@@ -233,7 +232,6 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     made = max(made, full) if full < _MOST_WORK else made
     if not made < _MOST_WORK:
         return hold(d.pods, settings.decode, "generated tokens are not known: holding"), pool
-    overrun = made > d.pods.ready and d.waiting_requests > 0
     output = _output_tokens(state)
     duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
     pool = _judge(settings, pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)
@@ -245,8 +243,8 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     waiting = sum(n for n in (d.waiting_requests, held) if n < 1e9)
     coming = max(state.arrivals.level, forecast.least(state.arrivals, overrun=_overrun(settings, o))) * output / rate
     outlook = Outlook(
-        horizon_s, per_s, waiting * output / rate, max(DRAIN_S, duration_s), state.began_s, coming,
-        forecast.least(pool.demand, overrun=overrun),
+        horizon_s, per_s, waiting * output / rate, state.began_s, o.now_s < state.full_until_s,
+        coming, forecast.least(pool.demand),
     )  # fmt: skip
     found, pool = plan(settings, DECODE, o, pool, outlook)
     found.numbers |= {

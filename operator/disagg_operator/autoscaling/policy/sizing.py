@@ -12,8 +12,8 @@ from disagg_operator.autoscaling.policy.observation import Observation, Pods
 _PRICE_PRIOR_S = 1200.0
 _PRICE_HIGH, _PRICE_GAIN = 1.5, 2.0
 _KEEP = 1.5  # cold starts
-DRAIN_S = 6.0  # the time in which a backlog should be worked off
 _NODE_S = 600.0  # nodes are asked for, and workers kept, by the work expected this much later
+_AT_ONCE = 10  # workers by which a pool may more than double before one of them has a node
 PATIENCE_S = 600.0  # a worker that is starting for longer than this ...
 _PATIENCE = 4.0  # ... and for longer than this many cold starts cannot be placed
 _LEARN_S = 180.0  # earlier forecasts do not count against the forecaster
@@ -34,8 +34,10 @@ class PoolSizing:
     """The reason for that number, in a few words."""
     forecast: float = 1e-6
     """The expected work and its head-room, in workers."""
-    extra: float = 0.0
-    """Workers that work off the backlog."""
+    backlog: float = 0.0
+    """The time in which one worker would work off what waits, as a multiple of the time for which
+    a worker is started.
+    """
     price: float = 0.0
     """The cost of missed requests that amount to the work of one worker, in workers."""
     shares: list[float] = field(default_factory=list)
@@ -61,7 +63,9 @@ class PoolSizing:
 
     def misses(self, n: int) -> float:
         """Return the expected share of requests that miss with n workers, or 0 if it is unknown."""
-        return miss_share(self.forecast, n - self.extra, self.shares, self.ratios) if self.ratios else 0.0
+        if not self.ratios:
+            return 0.0
+        return min(1.0, miss_share(self.forecast, n, self.shares, self.ratios) + self._late(n))
 
     def loss(self, n: int) -> float:
         """Return the cost of n workers including the misses, in workers.
@@ -70,8 +74,17 @@ class PoolSizing:
         each worker brings something as long as there are too few of them, however few they are.
         """
         if n not in self.known:
-            self.known[n] = self.extra + self._loss(self.forecast, n - self.extra, self.price)
+            late = self.price * self.forecast * self._late(n) if self.ratios else 0.0
+            self.known[n] = self._loss(self.forecast, n, self.price) + late
         return self.known[n]
+
+    def _late(self, n: int) -> float:
+        """Return the share of the time in which requests are late because of the backlog.
+
+        It is worked off by the workers that the lasting work leaves.
+        """
+        spare = n - self.forecast
+        return min(1.0, self.backlog / spare) if spare > 0 else float(self.backlog > 0)
 
     @property
     def work(self) -> float:
@@ -109,8 +122,10 @@ class PoolSizing:
         Fewer workers than the forecast work needs are never considered, since their queue grows
         without end.
         """
-        most, work = max(1, self.limits.most), self.forecast + self.extra
-        low, high = (min(most, max(1, int(min(n, 1e6)))) for n in (math.ceil(min(1e6, work)), 3 * work + 4))
+        most, work = max(1, self.limits.most), min(self.forecast, 1e6)
+        # A worker more than this costs more than all misses of the backlog.
+        spare = math.sqrt(self.price * work * self.backlog) if self.ratios else self.backlog
+        low, high = (min(most, max(1, int(n))) for n in (math.ceil(work), 3 * work + 4 + min(spare, 1e6)))
         return min(range(low, high + 1), key=self.loss)
 
 
@@ -158,10 +173,10 @@ class Outlook:
     """Requests that arrive per second."""
     backlog: float = 0.0
     """Seconds of one worker's work that wait now."""
-    drain_s: float = DRAIN_S
-    """Seconds in which a backlog should be worked off."""
     began_s: float = 0.0
     """The time of the policy's first step."""
+    full: bool = False
+    """Whether workers lacked a node a short while ago."""
     coming: float = 0.0
     """The least work that is expected, in workers, because it has reached the pool before."""
     shown: float = 0.0
@@ -181,13 +196,14 @@ def plan(
     lasting = max(expected * settings.over_provisioning, 1e-6)
     cold_s = horizon_s - 3 * o.interval_s
     helps_s = cold_s if settings.role_flip_s is None else min(cold_s, settings.role_flip_s)
-    extra = queue(pods, lasting, outlook.backlog, helps_s) / outlook.drain_s
+    backlog = queue(pods, lasting, outlook.backlog, helps_s)
+    keep_s = _KEEP * cold_s
     price, shares, ratios = (
         price_of(settings, pool, outlook.arrivals_per_s),
         pool.curve.shares(),
         forecast.ratios(pool.demand),
     )
-    found = PoolSizing(pods, limits, pods.replicas, "", lasting, extra, price, shares, ratios)
+    found = PoolSizing(pods, limits, pods.replicas, "", lasting, backlog / (cold_s + keep_s), price, shares, ratios)
     in_node_s = max(forecast.predict(pool.demand, _NODE_S, tuning)[0], outlook.coming)
     later = max(in_node_s * settings.over_provisioning, 1e-6)
     later_plan = PoolSizing(pods, limits, 0, "", later, 0.0, price, shares, ratios)
@@ -200,15 +216,17 @@ def plan(
     found.need = best = bounded(max(cheapest, scheduled))
     at_node = bounded(later_plan.best())
     found.ahead = max(best, at_node, bounded(math.ceil(min(1e6, later * _quantile(ratios, _HIGH)))))
-    keep_s = _KEEP * cold_s
-    history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - keep_s], (o.now_s, best))
-    lately = max(max(n for _, n in history), at_node)
+    # What is given up in a full cluster may not come back.
+    keep_s = max(keep_s, PATIENCE_S) if outlook.full else keep_s
+    history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - max(keep_s, PATIENCE_S)], (o.now_s, best))
+    lately = max(max(n for at, n in history if at > o.now_s - keep_s), at_node)
+    asked = _at_once(pods, best, pool.wanted[-1][1] if pool.wanted else best)
     if best > pods.replicas and scheduled > cheapest:
         found.wanted, found.reason = best, f"the schedule asks for {scheduled}"
-    elif best > pods.replicas:
-        found.wanted = best
-        backlog = f", and {extra:.2f} for the backlog" if extra else ""
-        found.reason = f"{lasting:.2f} workers of work expected in {horizon_s:.0f} s{backlog}; {_why(found, best)}"
+    elif asked > pods.replicas:
+        found.wanted = asked
+        waits = f", and {backlog:.1f} s of one worker's work that will wait" if backlog else ""
+        found.reason = f"{lasting:.2f} workers of work expected in {horizon_s:.0f} s{waits}; {_why(found, best)}"
     elif min(lately, limits.most) < pods.replicas:
         found.wanted, found.reason = bounded(lately), f"{keep_s:.0f} s without need of more than {lately}"
     else:
@@ -217,7 +235,7 @@ def plan(
             why = f"are needed in {_NODE_S:.0f} s" if at_node == lately else f"were needed in the last {keep_s:.0f} s"
             found.reason = f"{best} would do now, but {lately} {why}"
     found.numbers = {
-        "demand": pool.demand.level, "forecast": expected, "backlog": extra, "horizon_s": horizon_s,
+        "demand": pool.demand.level, "forecast": expected, "backlog": backlog, "horizon_s": horizon_s,
         "utilisation": pool.load / max(pods.ready, 1), "best": float(best), "in_ten_minutes": float(found.ahead),
         "expected_misses": found.misses(found.wanted), "price": price,
         "missed_share": pool.missed / pool.counted if pool.counted else math.nan,
@@ -225,6 +243,17 @@ def plan(
         "error_high": _quantile(ratios, _HIGH) if ratios else math.nan,
     }  # fmt: skip
     return found, replace(pool, wanted=history)
+
+
+def _at_once(pods: Pods, best: int, before: int) -> int:
+    """Return how many workers to ask for if `best` are needed now and `before` at the last step.
+
+    The first of many workers find out whether the cluster has room. The others are asked for when
+    those have been placed, also if they alone would do by then.
+    """
+    if not pods.starting_ages_s:
+        return min(best, pods.replicas + max(pods.replicas, _AT_ONCE))
+    return best if pods.unplaced_s else max(best, before)
 
 
 def queue(pods: Pods, work: float, backlog: float, helps_s: float) -> float:
