@@ -39,12 +39,12 @@ def _named(module: str, name: str) -> Constant:
 
 
 def test_a_constant_is_changed_where_it_is_used_and_nowhere_else() -> None:
-    drain, memory, other = sizing.DRAIN_S, learning._MEMORY_S, miss_curve._MEMORY_S
-    with ablation._Changed(_named("sizing", "DRAIN_S"), 2.0):
-        assert (2 * drain, 2 * drain) == (sizing.DRAIN_S, predictive.DRAIN_S)  # type: ignore[attr-defined]
+    keep, memory, other = sizing._KEEP, learning._MEMORY_S, miss_curve._MEMORY_S
+    with ablation._Changed(_named("sizing", "_KEEP"), 2.0):
+        assert 2 * keep == sizing._KEEP
     with ablation._Changed(_named("learning", "_MEMORY_S"), 0.5):
         assert (0.5 * memory, other) == (learning._MEMORY_S, miss_curve._MEMORY_S)
-    assert (drain, memory) == (sizing.DRAIN_S, learning._MEMORY_S)
+    assert (keep, memory) == (sizing._KEEP, learning._MEMORY_S)
 
 
 def test_defaults_of_settings_are_changed_too() -> None:

@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from disagg_operator.autoscaling.policy.forecast import TINY
 from disagg_operator.autoscaling.policy.observation import Observation
 from disagg_operator.performance.profile import Profile
 
-_NOISE = 0.05  # relative error of an interval's seconds
 _PRIOR_ROWS = 0.01
-_MEMORY_S = 2 * 3600.0
+_MEMORY_S = 7200.0
 _LEAST_FACTOR, _MOST_FACTOR = 0.02, 1000.0
-_LEAST_S = 0.5  # an interval with fewer seconds of computing is left out
+_LEAST_S = 1.0  # an interval with fewer seconds of computing is left out
 
 Three = tuple[float, float, float]
 
@@ -76,7 +76,7 @@ def factors(evidence: Evidence) -> Three:
     """Return the factors by which the terms of the prior are multiplied, from 1/50 to 1000."""
     share = _PRIOR_ROWS / max(evidence.rows, 1.0)
     xx, xy, xz, yy, yz, zz = evidence.squares
-    prior = [share * max(square, 1e-6) for square in (xx, yy, zz)]
+    prior = [share * max(square, TINY) for square in (xx, yy, zz)]
     matrix = [[xx + prior[0], xy, xz], [xy, yy + prior[1], yz], [xz, yz, zz + prior[2]]]
     right = [p + own for p, own in zip(evidence.products, prior, strict=True)]
     free, found = list(range(len(right))), [_LEAST_FACTOR] * len(right)
@@ -103,11 +103,11 @@ def _add(evidence: Evidence, expected: Three, seconds: float, interval_s: float)
         return evidence
     if seconds < _LEAST_S or sum(expected) <= 0:
         return evidence
-    x, y, z = (v / seconds / _NOISE for v in expected)
-    one, keep = 1 / _NOISE, math.exp(-interval_s / _MEMORY_S)
+    x, y, z = (v / seconds for v in expected)
+    keep = math.exp(-interval_s / _MEMORY_S)
     row = (x * x, x * y, x * z, y * y, y * z, z * z)
     xx, xy, xz, yy, yz, zz = squares = [keep * old + new for old, new in zip(evidence.squares, row, strict=True)]
-    px, py, pz = products = [keep * old + one * new for old, new in zip(evidence.products, (x, y, z), strict=True)]
+    px, py, pz = products = [keep * old + new for old, new in zip(evidence.products, (x, y, z), strict=True)]
     if not all(math.isfinite(v) for v in (*squares, *products)):
         return evidence
     return Evidence((xx, xy, xz, yy, yz, zz), (px, py, pz), keep * evidence.rows + 1)

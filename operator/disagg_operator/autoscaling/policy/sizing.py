@@ -6,16 +6,17 @@ import math
 from dataclasses import dataclass, field, replace
 
 from disagg_operator.autoscaling.policy import decision, forecast, miss_curve
+from disagg_operator.autoscaling.policy.forecast import MOST, SPELL_S, TINY
 from disagg_operator.autoscaling.policy.memory import PoolLimits, PoolState, Settings
 from disagg_operator.autoscaling.policy.observation import Observation, Pods
 
-_PRICE_PRIOR_S = 1200.0
+_PRICE_PRIOR_S = 2 * SPELL_S
 _PRICE_HIGH, _PRICE_GAIN = 1.5, 2.0
 _KEEP = 1.5  # cold starts
-_NODE_S = 600.0  # nodes are asked for, and workers kept, by the work expected this much later
+_NODE_S = SPELL_S  # nodes are asked for, and workers kept, by the work expected this much later
 _AT_ONCE = 10  # workers by which a pool may more than double before one of them has a node
-PATIENCE_S = 600.0  # a worker that is starting for longer than this ...
-_PATIENCE = 4.0  # ... and for longer than this many cold starts cannot be placed
+_PATIENCE_S = SPELL_S  # a worker that starts for longer than this ...
+_PATIENCE = 2.0  # ... and for longer than this many cold starts is none
 _LEARN_S = 180.0  # earlier forecasts do not count against the forecaster
 _HIGH = 0.95  # of the errors of forecasts: what nodes are asked for, and the spread that is shown
 
@@ -32,7 +33,7 @@ class PoolSizing:
     """The number of workers that the pool should have."""
     reason: str
     """The reason for that number, in a few words."""
-    forecast: float = 1e-6
+    forecast: float = TINY
     """The expected work and its head-room, in workers."""
     backlog: float = 0.0
     """The time in which one worker would work off what waits, as a multiple of the time for which
@@ -122,11 +123,14 @@ class PoolSizing:
         Fewer workers than the forecast work needs are never considered, since their queue grows
         without end.
         """
-        most, work = max(1, self.limits.most), min(self.forecast, 1e6)
-        # A worker more than this costs more than all misses of the backlog.
-        spare = math.sqrt(self.price * work * self.backlog) if self.ratios else self.backlog
-        low, high = (min(most, max(1, int(n))) for n in (math.ceil(work), 3 * work + 4 + min(spare, 1e6)))
-        return min(range(low, high + 1), key=self.loss)
+        most = max(1, self.limits.most)
+        best = max(1, math.ceil(min(self.forecast, most)))
+        for n in range(best + 1, most + 1):
+            if n >= self.loss(best):
+                break  # more workers cost more than all misses of the best number
+            if self.loss(n) < self.loss(best):
+                best = n
+        return best
 
 
 def hold(pods: Pods, limits: PoolLimits, reason: str) -> PoolSizing:
@@ -167,8 +171,10 @@ def price_of(settings: Settings, pool: PoolState, arrivals_per_s: float) -> floa
 class Outlook:
     """The expectations for a pool."""
 
-    horizon_s: float
-    """Seconds ahead for which work is forecast: a cold start and three scrapes."""
+    cold_s: float
+    """Seconds until a worker that is asked for now is ready."""
+    seen_s: float
+    """Seconds until a rise is seen. Work is forecast for a cold start and this time."""
     arrivals_per_s: float
     """Requests that arrive per second."""
     backlog: float = 0.0
@@ -187,14 +193,14 @@ def plan(
     settings: Settings, role: str, o: Observation, pool: PoolState, outlook: Outlook
 ) -> tuple[PoolSizing, PoolState]:
     """Return the number of workers that this pool wants on its own, and its new state."""
-    tuning, horizon_s = settings.tuning, outlook.horizon_s
+    tuning, cold_s = settings.tuning, outlook.cold_s
+    horizon_s = cold_s + outlook.seen_s
     limits, pods = settings.limits(role), o.pods(role)
     combined, *each = forecast.predict(pool.demand, horizon_s, tuning)
     expected = max(combined, outlook.coming, outlook.shown)
     if o.now_s - outlook.began_s >= _LEARN_S:
         pool = replace(pool, demand=forecast.remember(pool.demand, o.now_s + horizon_s, (expected, *each)))
-    lasting = max(expected * settings.over_provisioning, 1e-6)
-    cold_s = horizon_s - 3 * o.interval_s
+    lasting = max(expected * settings.over_provisioning, TINY)
     helps_s = cold_s if settings.role_flip_s is None else min(cold_s, settings.role_flip_s)
     backlog = queue(pods, lasting, outlook.backlog, helps_s)
     keep_s = _KEEP * cold_s
@@ -205,7 +211,7 @@ def plan(
     )
     found = PoolSizing(pods, limits, pods.replicas, "", lasting, backlog / (cold_s + keep_s), price, shares, ratios)
     in_node_s = max(forecast.predict(pool.demand, _NODE_S, tuning)[0], outlook.coming)
-    later = max(in_node_s * settings.over_provisioning, 1e-6)
+    later = max(in_node_s * settings.over_provisioning, TINY)
     later_plan = PoolSizing(pods, limits, 0, "", later, 0.0, price, shares, ratios)
     found.lost, found.headroom, found.flips = _lost(pods, horizon_s), settings.over_provisioning, helps_s < cold_s
 
@@ -215,17 +221,17 @@ def plan(
     cheapest, scheduled = found.best(), _scheduled(settings, role, o.now_s, horizon_s)
     found.need = best = bounded(max(cheapest, scheduled))
     at_node = bounded(later_plan.best())
-    found.ahead = max(best, at_node, bounded(math.ceil(min(1e6, later * _quantile(ratios, _HIGH)))))
+    found.ahead = max(best, at_node, bounded(math.ceil(min(MOST, later * _quantile(ratios, _HIGH)))))
     # What is given up in a full cluster may not come back.
-    keep_s = max(keep_s, PATIENCE_S) if outlook.full else keep_s
-    history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - max(keep_s, PATIENCE_S)], (o.now_s, best))
+    keep_s = max(keep_s, _PATIENCE_S) if outlook.full else keep_s
+    history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - max(keep_s, _PATIENCE_S)], (o.now_s, best))
     lately = max(max(n for at, n in history if at > o.now_s - keep_s), at_node)
     asked = _at_once(pods, best, pool.wanted[-1][1] if pool.wanted else best)
     if best > pods.replicas and scheduled > cheapest:
         found.wanted, found.reason = best, f"the schedule asks for {scheduled}"
     elif asked > pods.replicas:
         found.wanted = asked
-        waits = f", and {backlog:.1f} s of one worker's work that will wait" if backlog else ""
+        waits = f", and {backlog:.0f} s of one worker's work that waits" if backlog else ""
         found.reason = f"{lasting:.2f} workers of work expected in {horizon_s:.0f} s{waits}; {_why(found, best)}"
     elif min(lately, limits.most) < pods.replicas:
         found.wanted, found.reason = bounded(lately), f"{keep_s:.0f} s without need of more than {lately}"
@@ -280,7 +286,7 @@ def _lost(pods: Pods, horizon_s: float) -> int:
 
     These have no node, or have been starting for far too long.
     """
-    slow = sum(age > max(PATIENCE_S, _PATIENCE * horizon_s) for age in pods.starting_ages_s)
+    slow = sum(age > max(_PATIENCE_S, _PATIENCE * horizon_s) for age in pods.starting_ages_s)
     return min(pods.replicas, max(len(pods.unplaced_s), slow))
 
 
@@ -374,9 +380,9 @@ def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: 
     short = any(pool.pods.replicas - pool.lost < work for pool, work in zip(pools, works, strict=True))
     best: tuple[float, int, int] | None = None
     for p in range(prefill.limits.least, prefill.limits.most + 1):
-        room = min(decode.limits.most, high * p, (budget - p * prefill.limits.gpus) / max(decode.limits.gpus, 1e-9))
-        least = max(decode.limits.least, math.ceil(low * p - 1e-9))
-        d = max(least, min(decode.wanted, math.floor(room + 1e-9)))
+        room = min(decode.limits.most, high * p, (budget - p * prefill.limits.gpus) / max(decode.limits.gpus, TINY))
+        least = max(decode.limits.least, math.ceil(low * p - TINY))
+        d = max(least, min(decode.wanted, math.floor(room + TINY)))
         if d > decode.limits.most or not fits(p, d):
             continue
         pairs = (prefill, p, works[0]), (decode, d, works[1])

@@ -35,16 +35,6 @@ def test_one_interval_that_overruns_the_workers_is_believed() -> None:
     assert queued.numbers["decode_inflow"] > 11
 
 
-def test_sequences_that_nobody_has_room_for_show_a_rise_of_decode_in_one_interval() -> None:
-    calm, state = steady(10.0)
-    p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
-    o = look(3615, 10.0, p, d)
-    longer = replace(o.decode, generated_tokens=5 * o.decode.generated_tokens)
-    busy, _ = step(RULES, replace(o, decode=longer), state)
-    full, _ = step(RULES, replace(o, decode=replace(longer, waiting_requests=1.0)), state)
-    assert full.numbers["decode_forecast"] > 2 * busy.numbers["decode_forecast"]
-
-
 def test_full_workers_make_no_more_tokens_but_hold_more_sequences() -> None:
     calm, state = steady(40.0)
     p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
