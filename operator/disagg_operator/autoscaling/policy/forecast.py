@@ -20,7 +20,7 @@ SHAPE_BINS = round(DAY_S / SPELL_S)
 ERROR_STEP = 0.05
 ERROR_BINS = 25  # log(actual / forecast) from -0.6 to 0.6; larger errors cannot be paid for
 _MIDDLE = ERROR_BINS // 2
-_PRIOR_SPREAD, _PRIOR_FORECASTS = 0.2, 3.0
+_PRIOR_SPREAD, _PRIOR_FORECASTS = 0.2, 2.0
 TINY = 1e-6  # guards divisions; smaller shares and amounts of work are none
 MOST = 1e9  # requests, tokens or workers; a larger value is not a valid measurement
 
@@ -35,7 +35,7 @@ class Tuning:
     """Seconds over which the trend is smoothed, for each forecaster."""
     damping_s: float = 150.0
     """Seconds for which a trend is expected to last."""
-    error_memory_s: float = 800.0
+    error_memory_s: float = SPELL_S
     """Seconds after which errors fade.
 
     Large errors come in clusters, and what is remembered for longer is paid for longer.
@@ -46,7 +46,7 @@ class Tuning:
     """The weight of a forecaster is its mean square error to the power of minus this."""
     window_s: float = 60.0
     """Seconds over which the actual rate is averaged to judge a forecast."""
-    shape_days: float = 3.0
+    shape_days: float = 2.0
     """Days over which the daily shape is averaged."""
 
 
@@ -141,7 +141,7 @@ def scaled(f: Forecaster, factor: float) -> Forecaster:
 
 
 def prior() -> tuple[float, ...]:
-    """Return the initial histogram of errors: about 20 %, with the weight of three forecasts."""
+    """Return the initial histogram of errors: about 20 %, with the weight of two forecasts."""
     weights = [math.exp(-(((i - _MIDDLE) * ERROR_STEP / _PRIOR_SPREAD) ** 2) / 2) for i in range(ERROR_BINS)]
     return tuple(_PRIOR_FORECASTS * w / sum(weights) for w in weights)
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from disagg_operator.autoscaling.policy.forecast import DAY_S, TINY
+from disagg_operator.autoscaling.policy.forecast import DAY_S, ERROR_STEP, TINY
 
 LEAST_SLACK = -2.0
-SLACK_STEP = 0.1
-MOST_SLACK = 4.0
-SLACK_BINS = round((MOST_SLACK - LEAST_SLACK) / SLACK_STEP) + 1
+SLACK_STEP = 2 * ERROR_STEP
+SLACK_BINS = round((2 * 2 - LEAST_SLACK) / SLACK_STEP) + 1  # up to a slack of 4
 _PRIOR_REQUESTS = 150.0
 _MEMORY_S = 2 * DAY_S
 _PRIOR_WEIGHT = 6.0  # Fisher information of the middle, which is known to about 0.4

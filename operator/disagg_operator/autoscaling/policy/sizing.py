@@ -14,7 +14,7 @@ _PRICE_PRIOR_S = 2 * SPELL_S
 _PRICE_HIGH, _PRICE_GAIN = 1.5, 2.0
 _KEEP = 1.5  # cold starts
 _NODE_S = SPELL_S  # nodes are asked for, and workers kept, by the work expected this much later
-_AT_ONCE = 10  # workers by which a pool may more than double before one of them has a node
+_AT_ONCE = 10  # workers; so many more, or twice as many, find out whether there is room
 _PATIENCE_S = SPELL_S  # a worker that starts for longer than this ...
 _PATIENCE = 2.0  # ... and for longer than this many cold starts is none
 _LEARN_S = 180.0  # earlier forecasts do not count against the forecaster
@@ -36,9 +36,7 @@ class PoolSizing:
     forecast: float = TINY
     """The expected work and its head-room, in workers."""
     backlog: float = 0.0
-    """The time in which one worker would work off what waits, as a multiple of the time for which
-    a worker is started.
-    """
+    """Workers that work off what waits in the time for which a worker is started."""
     price: float = 0.0
     """The cost of missed requests that amount to the work of one worker, in workers."""
     shares: list[float] = field(default_factory=list)
@@ -204,12 +202,9 @@ def plan(
     helps_s = cold_s if settings.role_flip_s is None else min(cold_s, settings.role_flip_s)
     backlog = queue(pods, lasting, outlook.backlog, helps_s)
     keep_s = _KEEP * cold_s
-    price, shares, ratios = (
-        price_of(settings, pool, outlook.arrivals_per_s),
-        pool.curve.shares(),
-        forecast.ratios(pool.demand),
-    )
-    found = PoolSizing(pods, limits, pods.replicas, "", lasting, backlog / (cold_s + keep_s), price, shares, ratios)
+    price, shares = price_of(settings, pool, outlook.arrivals_per_s), pool.curve.shares()
+    ratios, waits = forecast.ratios(pool.demand), backlog / (horizon_s + keep_s)
+    found = PoolSizing(pods, limits, pods.replicas, "", lasting, waits, price, shares, ratios)
     in_node_s = max(forecast.predict(pool.demand, _NODE_S, tuning)[0], outlook.coming)
     later = max(in_node_s * settings.over_provisioning, TINY)
     later_plan = PoolSizing(pods, limits, 0, "", later, 0.0, price, shares, ratios)
@@ -226,13 +221,13 @@ def plan(
     keep_s = max(keep_s, _PATIENCE_S) if outlook.full else keep_s
     history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - max(keep_s, _PATIENCE_S)], (o.now_s, best))
     lately = max(max(n for at, n in history if at > o.now_s - keep_s), at_node)
-    asked = _at_once(pods, best, pool.wanted[-1][1] if pool.wanted else best)
+    asked = bounded(_at_once(pods, best, pool.wanted[-1][1] if pool.wanted else best))
     if best > pods.replicas and scheduled > cheapest:
         found.wanted, found.reason = best, f"the schedule asks for {scheduled}"
     elif asked > pods.replicas:
         found.wanted = asked
-        waits = f", and {backlog:.0f} s of one worker's work that waits" if backlog else ""
-        found.reason = f"{lasting:.2f} workers of work expected in {horizon_s:.0f} s{waits}; {_why(found, best)}"
+        queued = f", and {backlog:.0f} s of one worker's work that waits" if backlog else ""
+        found.reason = f"{lasting:.2f} workers of work expected in {horizon_s:.0f} s{queued}; {_why(found, best)}"
     elif min(lately, limits.most) < pods.replicas:
         found.wanted, found.reason = bounded(lately), f"{keep_s:.0f} s without need of more than {lately}"
     else:
