@@ -78,7 +78,7 @@ def oracle(trace: Trace, setup: Setup, stays_s: tuple[float, ...] = (0.0, 300.0,
     its own, and keeps each for at least one of the `stays_s`. That is an upper bound of the
     optimum.
     """
-    work = true_work(trace, setup)
+    work = _true_work(trace, setup)
 
     def serve(used: list[float], stay_s: float) -> Bound:
         plans = [_plan(w, u, setup, stay_s, kind) for kind, (w, u) in enumerate(zip(work, used, strict=True))]
@@ -135,7 +135,7 @@ def _follow(plans: list[Any], setup: Setup) -> Callable[[Observation], Targets]:
     return policy
 
 
-def true_work(trace: Trace, setup: Setup) -> tuple[Any, Any]:
+def _true_work(trace: Trace, setup: Setup) -> tuple[Any, Any]:
     """Return the work of each scrape, in workers, as a fleet with room for all sees it.
 
     Each value is the mean of a minute around the scrape.

@@ -78,12 +78,11 @@ class PoolSizing:
         return self.known[n]
 
     def _late(self, n: int) -> float:
-        """Return the share of the time in which requests are late because of the backlog.
+        """Return for how long requests are late because of the backlog, by a worker's time.
 
         It is worked off by the workers that the lasting work leaves.
         """
-        spare = n - self.forecast
-        return min(1.0, self.backlog / spare) if spare > 0 else float(self.backlog > 0)
+        return self.backlog / max(n - self.forecast, TINY)
 
     @property
     def work(self) -> float:

@@ -161,7 +161,7 @@ def test_what_is_not_known_is_expected_to_err_by_a_fifth() -> None:
     spread = math.sqrt(sum(p * math.log(r) ** 2 for r, p in ratios(Forecaster())))
     assert mean == pytest.approx(0.0, abs=1e-6)
     assert spread == pytest.approx(0.2, abs=0.01)
-    assert sum(prior()) == pytest.approx(3.0)
+    assert sum(prior()) == pytest.approx(2.0)
 
 
 def day(at_s: float) -> float:
