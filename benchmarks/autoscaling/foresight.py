@@ -81,7 +81,7 @@ def simulate(directory: Path, name: str, part: str) -> Result:
         trace, past = trace.times(_LARGER), [minute.times(_LARGER) for minute in past] if past else None
         setup = replace(setup, most=_LARGER * setup.most)
     values: dict[str, Any] = {"_KEEP": 0.0} if "no hold" in part else {}
-    plans = {"plan": knowing(bounds._true_work(trace, setup), setup, predictive.plan)} if "perfect" in part else {}
+    plans = {"plan": knowing(bounds._true_work(trace, setup), setup, sizing.plan)} if "perfect" in part else {}
     with _patched(sizing, **values), _patched(predictive, **plans):
         return _score(trace, past, setup)
 
