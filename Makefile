@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-foresight bench-ablation bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-engines test-faults test-rollouts test-fabric test-scaler
+.PHONY: bench-foresight bench-ablation bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-engines test-faults test-rollouts test-fabric test-scaler
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -56,7 +56,7 @@ test-engines: setup ## the adapter on real vLLM engines of two versions (install
 
 test-faults: setup programs ## faults of the control plane at a real API server, also those that take minutes
 	@status=0; $(PY) -m pytest -q --timeout 1800 -m apiserver tests/integration/test_api_faults.py tests/integration/test_resource_faults.py \
-	    tests/integration/test_crd_faults.py --junitxml .cache/faults.xml || status=$$?; \
+	    tests/integration/test_crd_faults.py tests/integration/test_clock_faults.py tests/integration/test_prometheus_faults.py --junitxml .cache/faults.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/faults.xml benchmarks/results/faults.md "Faults of the control plane" "make test-faults"; \
 	  exit $$status
 
@@ -65,7 +65,7 @@ test-rollouts: setup cluster ## rollouts, canaries, drains, zero, deletion and t
 	  $(PY) scripts/long_form.py .cache/rollouts.xml benchmarks/results/rollouts.md "Rollouts and upgrades under load" "make test-rollouts"; \
 	  exit $$status
 
-test-fabric: setup cluster ## KV by NIXL between processes, network namespaces and pods, with peers that die or freeze (three minutes)
+test-fabric: setup cluster ## KV by NIXL between processes, network namespaces and pods, with peers that die or freeze, also under load (five minutes)
 	@status=0; $(PY) -m pytest -q --timeout 900 tests/worker/nixl tests/e2e/test_nixl.py --junitxml .cache/fabric.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/fabric.xml benchmarks/results/fabric.md "KV by NIXL" "make test-fabric"; \
 	  exit $$status
@@ -168,9 +168,12 @@ lock:           ## requirements/*.txt from pyproject.toml
 bench-adapter: setup ## what the adapter adds to a request and a token; writes benchmarks/results/adapter.md
 	@$(PY) -m benchmarks.adapter
 
-bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); what a hand-over adds; writes benchmarks/results/transfer.md and handover.md (four minutes)
+bench-operator: setup ## the operator beside a bare loop, and edits, on a real API server; writes benchmarks/results/operator.md (SIZES="100": two minutes; KEEP=FOLDER: an interrupted run goes on)
+	@$(PY) -m benchmarks.operator --sizes "$(or $(SIZES),100 300 1000)" --edits $(or $(EDITS),200) $(if $(KEEP),--keep $(KEEP))
+
+bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); by NIXL, too (fetches it: 60 MB); what a hand-over adds, beside vLLM (installs it: 1 GB); writes benchmarks/results/transfer.md and handover.md (seven minutes)
 	@$(PY) -m benchmarks.transfer
-	@$(PY) -m benchmarks.transfer.handover
+	@$(PY) -m benchmarks.transfer.handover --vllm
 
 bench-router: setup ## the router beside nginx, in front of the same simulated workers; writes benchmarks/results/router.md (6 minutes; fetches nginx)
 	@$(PY) -m benchmarks.router

@@ -55,6 +55,7 @@ MORE_TESTS: Mapping[str, tuple[str, ...]] = {
     ),
     "disagg_operator.performance.model_shape": ("tests/operator/performance/test_known_models.py",),
     "disagg_operator.performance.roof_line": ("tests/operator/performance/test_expert_profile.py",),
+    "disagg_worker.engine.queues": ("tests/worker/engine/test_rest_of_prompts.py",),
 }
 
 

@@ -6,6 +6,7 @@ time this process has used for it.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from benchmarks.transfer.link import RECEIVER, SENDER
 from benchmarks.transfer.memory import LAYOUT, PREFILL, TOKENS, Memory
 from disagg_protocol.events import TokenEvent
 from disagg_protocol.ticket import Ticket, sign, token_hash
+from disagg_wire.engines import PROVED
 from disagg_worker.transfer.listener import KvListener, Session
 from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sender import TcpKvSender, TransferDone
@@ -74,7 +76,13 @@ def _ticket(port: int, bound: dict[str, Any], tokens: int) -> Ticket:
 def _send_kv(ticket: Ticket, memory: Memory, tokens_per_s: float) -> TransferDone:
     """Send the KV of a prompt that is computed at this speed, layer by layer."""
     done: queue.SimpleQueue[TransferDone] = queue.SimpleQueue()
-    sender = TcpKvSender(ticket, KEY, PREFILL, _prompt(ticket.tokens), (SENDER, "kvs0"), done.put)
+    prompt, source = _prompt(ticket.tokens), (SENDER, "kvs0")
+    if ticket.offer:
+        from benchmarks.transfer import nixl_ends
+
+        sender: TcpKvSender = nixl_ends.sender(ticket, KEY, prompt, source, done.put, memory)
+    else:
+        sender = TcpKvSender(ticket, KEY, PREFILL, prompt, source, done.put)
     size = LAYOUT.block_size_tokens
     due_s = time.monotonic()
     for start in range(0, ticket.tokens, _CHUNK_TOKENS):
@@ -90,18 +98,28 @@ def _send_kv(ticket: Ticket, memory: Memory, tokens_per_s: float) -> TransferDon
     return end
 
 
-def _receive_kv(memory: Memory, bound: dict[str, Any], tokens: int, decoding: Decoding | None) -> None:
+def _receive_kv(memory: Memory, bound: dict[str, Any], tokens: int, decoding: Decoding | None, moved: str = "") -> None:
+    """Receive the KV of a prompt; by NIXL, if `moved` is what is to move it."""
     outcomes: queue.SimpleQueue[Received | str] = queue.SimpleQueue()
     listener = KvListener(RECEIVER, 0, KEY, LAYOUT, 100_000)
-    ticket = _ticket(listener.port, bound, tokens)
     memory.n_blocks = tokens // LAYOUT.block_size_tokens
+    landing = None
+    if moved:
+        from benchmarks.transfer import nixl_ends
+
+        offered, landing = nixl_ends.offer(memory, "kvr0")
+        bound = bound | {"offer": offered.encode()}
+    ticket = _ticket(listener.port, bound, tokens)
     streams = None if decoding is None else decoding.start()
-    listener.expect(Session(ticket, memory, outcomes.put, lambda code, message: outcomes.put(message)))
+    listener.expect(Session(ticket, memory, outcomes.put, lambda _, message: outcomes.put(message), landing=landing))
     _say({"ticket": ticket.to_json()})
     cpu, began_s = _Cpu(), time.monotonic()
     outcome = outcomes.get(timeout=_TIMEOUT_S)
     if isinstance(outcome, str):
         raise SystemExit(outcome)
+    used = outcome.moved
+    if moved and (used is None or (used.transport, used.evidence) != (moved, PROVED)):
+        raise SystemExit(f"{moved} was to move the KV, and it was {used}")
     quiet_s, busy_s = ([], []) if streams is None else streams.end(began_s)
     _say(cpu.used() | {"quiet_s": quiet_s, "busy_s": busy_s})
     listener.close()
@@ -127,9 +145,9 @@ def _send(job: dict[str, Any], memory: Memory) -> None:
 
 def _watch() -> None:
     """Decode, and tell the steps before and after a time that is read from the input."""
-    decoding = Decoding()
-    for _ in sys.stdin:
-        streams = decoding.start()
+    decoding = functools.cache(Decoding)
+    for line in sys.stdin:
+        streams = decoding(json.loads(line)["watch"]).start()
         _say({})
         quiet_s, busy_s = streams.end(json.loads(sys.stdin.readline())["began_s"])
         _say({"quiet_s": quiet_s, "busy_s": busy_s})
@@ -141,15 +159,14 @@ def main() -> None:
         return
     sends = sys.argv[1] == "send"
     memory = Memory(1 if sends else 0)
-    decoding: Decoding | None = None
+    decoding = functools.cache(Decoding)
     for line in sys.stdin:
         job = json.loads(line)
         if sends:
             _send(job, memory)
         elif "bound" in job:
-            if job.get("decodes"):
-                decoding = decoding or Decoding()
-            _receive_kv(memory, job["bound"], job.get("tokens", TOKENS), decoding if job.get("decodes") else None)
+            beside = decoding(job["decodes"]) if "decodes" in job else None
+            _receive_kv(memory, job["bound"], job.get("tokens", TOKENS), beside, job.get("moved", ""))
         else:
             _receive_plain(memory, job["encrypted"])
         if not sends and not job["encrypted"] and memory.bytes[-1] != 1:

@@ -13,11 +13,14 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engine.vllm_process import NEWEST
 from benchmarks.machine import machine
-from benchmarks.transfer import rest
+from benchmarks.transfer import beside_vllm, rest
+from benchmarks.transfer.decoding import LOADS, Step
 from benchmarks.transfer.link import link
 from benchmarks.transfer.memory import LAYOUT, PREFILL
 from benchmarks.transfer.process import End
@@ -50,13 +53,17 @@ should not grow with the prompt.
 
 ## Running streams while KV arrives
 
-The bundled engine decodes 8 sequences (the model of this repository, one thread) while the KV of a prompt of
-{intake:,} tokens ({intake_gb:.2f} GB) arrives at the speed of the link: in its own process, as in a decode worker, or
-in another one, which shows what it costs that sender, receiver and engine share the cores of this machine. A step is
-the time between two tokens of a stream. The delay is what the longest step took more than the median of those before.
+The bundled engine decodes while the KV of a prompt of {intake:,} tokens ({intake_gb:.2f} GB) arrives at the speed of
+the link: in its own process, as in a decode worker, or in another one, which shows what it costs that sender, receiver
+and engine share the cores of this machine. It decodes 8 sequences with the model of this repository, or 32 sequences
+with 88 million random weights in bfloat16, whose steps are as long as those of real models; one thread. A step is the
+time between two tokens of a stream. What the engine's thread does in a step that it does not compute is to wait for a
+core (the kernel counts that: `schedstat`), which other processes cause as well, or to wait for Python's interpreter or
+a lock, which the threads that receive KV in the same process have: that is the delay by the intake, shown for the step
+in which it was longest, also in median steps from before. Goal: at most one step.
 
-| | median step, ms | 99th percentile, ms | longest, ms | delay, ms |
-|---|---|---|---|---|
+| model | | median step, ms | longest, ms | of that without a core, ms | longest delay, ms | in steps |
+|---|---|---|---|---|---|---|
 {steps}
 
 ## Where the rest of a prompt is prefilled
@@ -65,9 +72,22 @@ Two routers before one pair of worker processes on this machine, without a limit
 do: decode has the first {held} tokens of a prompt, and the rest is prefilled by the prefill worker, which has them as
 well, or by decode. Times to the second token, which is the first one that a transfer delays.
 
-| missing tokens | shipped, ms | prefilled by decode, ms |
-|---|---|---|
-{rest}
+What the process of the decode worker uses of the processor for it is shown beside them and, in a second run beside
+{streams} streams that decode runs, the longest pause of one of them meanwhile.
+
+{rest_head}{rest}
+"""
+_BESIDE = """
+## Beside vLLM's hand-over
+
+vLLM {version} for the CPU (NixlConnector, UCX over tcp), and workers of this project with their router, with the model
+of this repository in float32 and one thread for each process, on this machine without a limit of the network; each
+prompt is new (of ours decode has the first 32 tokens), and all take turns. The least times of all rounds to the second
+token; added is what two engines take more than one.
+
+| engine | prompt, tokens | alone, ms | handed over, ms | added, ms |
+|---|---|---|---|---|
+{rows}
 """
 
 
@@ -80,17 +100,17 @@ def _exposed(sender: End, receiver: End, tokens: int, tokens_per_s: float = TOKE
     return sent
 
 
-def _intake(sender: End, receiver: End) -> dict[str, Any]:
-    job = _BOUND | {"tokens": INTAKE_TOKENS, "decodes": True}
+def _intake(sender: End, receiver: End, load: str) -> dict[str, Any]:
+    job = _BOUND | {"tokens": INTAKE_TOKENS, "decodes": load}
     receiver.tell(job)
     sender.tell(job | receiver.hear())
     sender.hear()
     return receiver.hear()
 
 
-def _beside(sender: End, receiver: End, bystander: End) -> dict[str, Any]:
+def _beside(sender: End, receiver: End, bystander: End, load: str) -> dict[str, Any]:
     """Return the steps of an engine in a process of its own, while KV arrives in another one."""
-    bystander.tell({"watch": True})
+    bystander.tell({"watch": load})
     bystander.hear()
     began_s = time.monotonic()
     _exposed(sender, receiver, INTAKE_TOKENS, math.inf)
@@ -98,34 +118,59 @@ def _beside(sender: End, receiver: End, bystander: End) -> dict[str, Any]:
     return bystander.hear()
 
 
-def _step_row(name: str, gaps: list[list[float]], quiet: list[list[float]]) -> str:
-    """Return a row of the medians over the rounds."""
-    medians = [statistics.median(q) for q in quiet]
-    delays = [max(g) - m for g, m in zip(gaps, medians, strict=True)]
+def _step_row(model: str, name: str, rounds: list[list[list[float]]], quiet: list[list[list[float]]]) -> str:
+    """Return a row of the medians over the rounds. A step is a list, as Step is."""
+
+    def of_rounds(value: Callable[[list[Step]], float]) -> float:
+        return statistics.median(value([Step(*step) for step in steps]) for steps in rounds)
+
+    before_s = statistics.median(step[0] for steps in quiet for step in steps)
+    held_s = of_rounds(lambda steps: max(s.held_s for s in steps))
     cells = [
-        1e3 * statistics.median(f(g) for g in gaps)
-        for f in (statistics.median, lambda g: statistics.quantiles(g, n=100)[98], max)
+        of_rounds(lambda steps: statistics.median(s.whole_s for s in steps)),
+        of_rounds(lambda steps: max(s.whole_s for s in steps)),
+        of_rounds(lambda steps: max(steps).core_s),
+        held_s,
     ]
-    return f"| {name} | {cells[0]:.1f} | {cells[1]:.1f} | {cells[2]:.1f} | {1e3 * statistics.median(delays):.1f} |"
+    shown = " | ".join(f"{1e3 * cell:.1f}" for cell in cells)
+    return f"| {model} | {name} | {shown} | {held_s / before_s:.2f} |"
+
+
+def step_rows(load: str, taken: list[dict[str, Any]], seen: list[dict[str, Any]]) -> list[str]:
+    quiet, busy = [t["quiet_s"] for t in taken], [t["busy_s"] for t in taken]
+    return [
+        _step_row(load, "before", quiet, quiet),
+        _step_row(load, "while KV arrives", busy, quiet),
+        _step_row(
+            load, "while KV arrives in another process", [s["busy_s"] for s in seen], [s["quiet_s"] for s in seen]
+        ),
+    ]
+
+
+def _beside_row(row: beside_vllm.Row) -> str:
+    times = " | ".join(f"{1e3 * value:.1f}" for value in (row.alone_s, row.handed_over_s, row.added_s))
+    return f"| {row.engine} | {row.tokens:,} | {times} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stdout", action="store_true", help="write no page")
+    parser.add_argument("--vllm", action="store_true", help="also vLLM, which is installed first (1 GB)")
     arguments = parser.parse_args()
     start = os.getloadavg()[0]
     sent: dict[int, list[dict[str, Any]]] = {n: [] for n in TOKENS}
-    taken: list[dict[str, Any]] = []
-    seen: list[dict[str, Any]] = []
+    taken: dict[str, list[dict[str, Any]]] = {load: [] for load in LOADS}
+    seen: dict[str, list[dict[str, Any]]] = {load: [] for load in LOADS}
     with link(RATE_GBIT) as (at_sender, at_receiver):
         receiver, sender, bystander = End(at_receiver, "receive"), End(at_sender, "send"), End([], "watch")
         _exposed(sender, receiver, INTAKE_TOKENS)  # The first transfer touches the memory.
         for _ in range(arguments.rounds):
             for n in TOKENS:
                 sent[n].append(_exposed(sender, receiver, n))
-            taken.append(_intake(sender, receiver))
-            seen.append(_beside(sender, receiver, bystander))
+            for load in LOADS:
+                taken[load].append(_intake(sender, receiver, load))
+                seen[load].append(_beside(sender, receiver, bystander, load))
         sender.close()
         receiver.close()
         bystander.close()
@@ -135,12 +180,7 @@ def main() -> None:
         f" {1e3 * statistics.median(s['exposed_s'] for s in sent[n]):.1f} |"
         for n in TOKENS
     ]
-    quiet, busy = [t["quiet_s"] for t in taken], [t["busy_s"] for t in taken]
-    steps = [
-        _step_row("before", quiet, quiet),
-        _step_row("while KV arrives", busy, quiet),
-        _step_row("while KV arrives in another process", [s["busy_s"] for s in seen], [s["quiet_s"] for s in seen]),
-    ]
+    steps = [row for load in LOADS for row in step_rows(load, taken[load], seen[load])]
     page = _PAGE.format(
         machine=machine(),
         start=start,
@@ -158,8 +198,14 @@ def main() -> None:
         intake_gb=INTAKE_TOKENS * LAYOUT.bytes_per_token / 1e9,
         steps="\n".join(steps),
         held=rest.START_TOKENS,
-        rest="\n".join(f"| {r.missing} | {1e3 * r.shipped_s:.1f} | {1e3 * r.local_s:.1f} |" for r in found),
+        streams=rest.STREAMS,
+        rest_head=rest.HEAD,
+        rest="\n".join(row.cells() for row in found),
     )
+    if arguments.vllm:
+        page += _BESIDE.format(
+            version=NEWEST, rows="\n".join(_beside_row(r) for r in beside_vllm.measure(arguments.rounds))
+        )
     print(page)
     if not arguments.stdout:
         REPORT.write_text(page, encoding="utf-8")

@@ -13,10 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class End:
-    """A process that makes the transfers that it is told."""
+    """A process that makes the transfers that it is told.
 
-    def __init__(self, command: list[str], role: str) -> None:
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'worker'}", "OMP_NUM_THREADS": "1"}
+    `nixl` is the folder in which NIXL is installed, and `ucx_tls` are the transports of UCX.
+    """
+
+    def __init__(self, command: list[str], role: str, nixl: str = "", ucx_tls: str = "") -> None:
+        folders = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "worker", nixl) if folder)
+        environment = os.environ | {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1"}
+        environment |= {"UCX_TLS": ucx_tls} if ucx_tls else {}
         self._process = subprocess.Popen(
             [*command, sys.executable, "-m", "benchmarks.transfer.endpoint", role],
             stdin=subprocess.PIPE,
@@ -28,6 +33,11 @@ class End:
         assert self._process.stdout is not None
         self._in: IO[str] = self._process.stdin
         self._out: IO[str] = self._process.stdout
+
+    @property
+    def pid(self) -> int:
+        """The process; where the command enters a namespace, that has replaced itself by it."""
+        return self._process.pid
 
     def tell(self, job: dict[str, Any]) -> None:
         self._in.write(json.dumps(job) + "\n")

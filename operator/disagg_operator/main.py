@@ -35,9 +35,11 @@ from disagg_operator.controller.scalers.scaler_process import ScalerProcess
 from disagg_operator.controller.watches import build_registry
 from disagg_operator.kube import credentials as creds
 from disagg_operator.kube.client import HttpKube
+from disagg_operator.kube.listings import Listing
 from disagg_operator.kube.resources import Resource
 from disagg_operator.settings import BadSettings, OperatorSettings, load
 from disagg_operator.vocabulary import Obj
+from disagg_wire import log_lines
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,9 @@ class Watches:
     def _sink(self, resource: Resource, kind: str | None, obj: Obj) -> None:
         self._loop.call_soon_threadsafe(self._runtime.watch_event, resource, kind, obj)
 
+    def _listed(self, listing: Listing) -> None:
+        self._loop.call_soon_threadsafe(self._runtime.watch_listed, listing)
+
     def _run(self) -> None:
         namespaces = self._settings.namespaces
         try:
@@ -87,6 +92,7 @@ class Watches:
                 kopf.operator(
                     registry=build_registry(
                         self._sink,
+                        self._listed,
                         self._credentials,
                         scans=not namespaces,
                         silence_s=self._settings.watch_silence_s,
@@ -224,9 +230,7 @@ def main() -> int:
     except (BadSettings, creds.NoCredentials) as error:
         print(f"disagg-operator: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    log_lines.configure(settings.log_level, "%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
     return asyncio.run(_run(settings, credentials))

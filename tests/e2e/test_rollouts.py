@@ -238,4 +238,5 @@ async def test_the_only_pair_of_a_full_cluster_is_exchanged_while_the_routers_ho
                 await _rolled(fleet, prefill=1, decode=1)
                 await _more(held)
     assert (seen.failures, seen.wrong, held.failures) == ([], [], [])
+    assert not {a.weights for a in seen.answers} & {a.weights for a in held.answers}
     assert not before & _workers(fleet)

@@ -94,6 +94,9 @@ class FakeKube:
         ]
 
     async def apply(self, obj: Obj, *, dry_run: bool = False) -> Obj:
+        if "deletionGracePeriodSeconds" in obj["metadata"] and _key(obj) in self.objects:
+            field = ("metadata.deletionGracePeriodSeconds", "field is immutable")
+            raise Invalid(f"apply {_key(obj)}: {': '.join(field)}", [field])
         if dry_run:
             if name_of(obj) in self.invalid_names:
                 raise Invalid(f"apply {name_of(obj)}: spec.template: wrong")
@@ -108,6 +111,7 @@ class FakeKube:
             raise Conflict(f"apply {key}: the object has been modified")
         wanted = copy.deepcopy(obj)
         wanted["metadata"].pop("resourceVersion", None)
+        wanted["metadata"].pop("deletionGracePeriodSeconds", None)
         wanted.pop("status", None)
         return self._store("apply", key, live, wanted, "main")
 

@@ -73,7 +73,7 @@ class ApiServer:
         """Return the requests that were refused to `user`, as "verb path"."""
         entries = [json.loads(line) for line in self.audit_log.read_text().splitlines()]
         refused = [
-            e for e in entries if e["user"]["username"] == user and e.get("responseStatus", {}).get("code") == 403
+            e for e in entries if e["user"].get("username") == user and e.get("responseStatus", {}).get("code") == 403
         ]
         return sorted({f"{e['verb']} {e['requestURI'].partition('?')[0]}" for e in refused})
 

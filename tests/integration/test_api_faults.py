@@ -10,6 +10,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from aiohttp import web
 from tests.integration.apiserver import ApiServer
@@ -18,6 +19,7 @@ from tests.integration.edited_resource import QUICK, edit, resting_operator, sho
 from tests.integration.faulty_api import Asked, FaultyApi, refusal
 from tests.integration.operator_process import Cluster, Operator, eventually, operator
 
+from disagg_operator.kube.resources import SERVICE
 from disagg_operator.vocabulary import Obj
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
@@ -181,6 +183,56 @@ async def test_f18_a_watch_that_is_gone_or_silent_is_opened_anew(
         await edit(cluster, "three")
         await shown(cluster, "three")
         assert running.process.returncode is None
+        assert await running.stop() == 0
+
+
+async def test_f18_without_a_full_list_for_long_the_liveness_probe_fails_until_there_is_one(
+    server: ApiServer, cluster: Cluster, api: FaultyApi, tmp_path: Path
+) -> None:
+    settings = QUICK | {"DISAGG_HEARTBEAT_TIMEOUT_S": "3"}
+
+    async with operator(api.server, tmp_path, cluster.namespace, **settings) as running:
+
+        async def probe(status: int, words: str) -> bool:
+            async with httpx.AsyncClient(trust_env=False) as http:
+                answer = await http.get(f"http://127.0.0.1:{running.port}/livez")
+            return answer.status_code == status and words in answer.text
+
+        await edit(cluster, "one")
+        await shown(cluster, "one")
+        await eventually("it is alive", lambda: probe(200, "ok"))
+
+        async def without_lists(asked: Asked) -> web.Response | None:
+            return refusal(503) if asked.verb == "GET" and "limit" in asked.query and not asked.watches else None
+
+        api.answer = without_lists
+        await eventually("the kubelet would restart it", lambda: probe(503, "no full list for"))
+        api.without_faults()
+        await eventually("it is alive again", lambda: probe(200, "ok"))
+        assert await running.stop() == 0
+
+
+async def test_f18_what_was_deleted_while_a_watch_was_gone_is_missed_when_it_is_opened_anew(
+    server: ApiServer, cluster: Cluster, api: FaultyApi, tmp_path: Path
+) -> None:
+    async def no_deletion(_: int, event: Obj) -> bool:
+        return bool(event["type"] != "DELETED")
+
+    async with operator(api.server, tmp_path, cluster.namespace, **DEAF) as running:
+        await watching(api, cluster)
+        await edit(cluster, "one")
+        await shown(cluster, "one")
+        api.passes = no_deletion
+        service = await cluster.kube.get(SERVICE, cluster.namespace, "chat-router")
+        assert service is not None
+        await cluster.kube.delete(service)
+        api.end_watches = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+
+        async def is_back() -> bool:
+            return await cluster.kube.get(SERVICE, cluster.namespace, "chat-router") is not None
+
+        await eventually("the child is made again", is_back)
+        api.end_watches = None
         assert await running.stop() == 0
 
 

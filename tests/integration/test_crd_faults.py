@@ -120,7 +120,7 @@ async def api_server_dies(cluster: Cluster, running: Operator, machine: Machine)
     machine.kill()
 
     async def away() -> bool:
-        return "ConnectError" in running.log.read_text()
+        return "ClientConnectorError" in running.log.read_text()
 
     await eventually("calls fail", away)
     machine.start()

@@ -29,10 +29,9 @@ async def deep(cluster: Cluster, name: str, depth: int) -> None:
     }  # fmt: skip
     body = {"apiVersion": "disagg.dev/v1alpha1", "kind": "DisaggDeployment", "metadata": meta, "spec": spec}
     text = json.dumps(body).replace(f'"{marker}"', '{"a":' * depth + "{}" + "}" * depth)
-    headers = {"Content-Type": "application/json", **cluster.kube._credentials.headers()}
-    path = DISAGG_DEPLOYMENT.path(cluster.namespace)
-    answer = await cluster.kube._client.post(path, content=text.encode(), headers=headers)
-    assert answer.status_code == 201, answer.text[:500]
+    headers, path = {"Content-Type": "application/json"}, DISAGG_DEPLOYMENT.path(cluster.namespace)
+    answer = await cluster.kube._connections.send("POST", path, content=text.encode(), headers=headers)
+    assert answer.status == 201, answer.text[:500]
 
 
 async def test_a_resource_that_is_nested_thousands_deep_is_refused_and_all_others_are_served(

@@ -20,6 +20,7 @@ from disagg_operator.kube.resources import (
     DEPLOYMENT,
     DISAGG_POOL,
     EVENT,
+    NETWORK_ATTACHMENT,
     NETWORK_POLICY,
     OWNED,
     POD,
@@ -109,12 +110,14 @@ async def test_edits_reach_children_and_unwanted_ones_are_pruned(
 
 
 async def test_a_child_that_somebody_deletes_comes_back(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
+    attachment = {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}
+    await cluster.attach_network("any")
     async with operator(server, tmp_path, cluster.namespace) as running:
-        await cluster.apply_resource()
+        await cluster.apply_resource(kvTransfer={"network": {"attachment": attachment}})
         await eventually("accepted", lambda: accepted(cluster))
         await settled(cluster, running)
         gone = {}
-        for kind in MISSED:
+        for kind in (*MISSED, NETWORK_ATTACHMENT):
             (first, *_) = await cluster.kube.list(kind, cluster.namespace, "disagg.dev/deployment=chat")
             gone[kind] = first
             await cluster.kube.delete(first)

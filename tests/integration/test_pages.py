@@ -26,6 +26,7 @@ from disagg_operator.kube.resources import (
     NETWORK_ATTACHMENT,
     PERSISTENT_VOLUME_CLAIM,
     PRIORITY_CLASS,
+    RESOURCE_CLAIM_TEMPLATE,
     RUNTIME_CLASS,
     SECRET,
 )
@@ -44,6 +45,7 @@ BASE: Obj = {
 NOT_RUN = {
     ("docs/rollouts.md", "Canary: canary:"): "what the condition says in the middle of a canary",
     ("docs/permissions.md", "spec.decode.podTemplate.spec.hostNetwork:"): "what a condition says",
+    ("docs/networks.md", "apiVersion: resource.k8s.io/v1"): "is dry-run by test_golden_on_apiserver.py",
     ("docs/permissions.md", "policy:"): "values of the chart, which tests/operator/test_policy.py reads",
 }
 CONTENT: dict[str, Obj] = {
@@ -54,6 +56,9 @@ CONTENT: dict[str, Obj] = {
     },
     PRIORITY_CLASS.kind: {"value": 1000},
     RUNTIME_CLASS.kind: {"handler": "runc"},
+    RESOURCE_CLAIM_TEMPLATE.kind: {
+        "spec": {"spec": {"devices": {"requests": [{"name": "nic", "exactly": {"deviceClassName": "dranet.net"}}]}}}
+    },
 }
 
 

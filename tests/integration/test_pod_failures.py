@@ -64,7 +64,9 @@ class Rig:
         """Wait until these conditions have these reasons, and return all conditions by type."""
 
         async def there() -> dict[str, Any]:
-            found = {c["type"]: c for c in (await self._cluster.resource())["status"]["conditions"]}
+            resource = await self._cluster.resource()
+            found = {c["type"]: c for c in resource["status"]["conditions"]}
+            assert {c["observedGeneration"] for c in found.values()} == {resource["metadata"]["generation"]}
             return found if all(found[kind]["reason"] == reason for kind, reason in wanted) else {}
 
         found: dict[str, Any] = await eventually(f"{wanted}", there, within_s)
@@ -258,6 +260,20 @@ async def test_decode_tells_whether_it_computes_prompts_again(
             assert ("60 %" in found["message"]) == (status == "False")
     finally:
         await pods.stop()
+
+
+async def test_a_pod_without_a_node_says_why_within_seconds(
+    server: ApiServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    words = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
+    async with operator(server, tmp_path, cluster.namespace):
+        pods = await rig(cluster)
+        await pods.write(phase="Pending", conditions=[{"type": "Ready", "status": "False"}, scheduled])
+        reason = "InsufficientCapacity"
+        found = await pods.reasons(("DecodeReady", reason), ("Ready", reason))
+        assert words in found["DecodeReady"]["message"]
+        assert found["DecodeReady"]["message"].endswith("(spec.decode)")
 
 
 @pytest.mark.parametrize(

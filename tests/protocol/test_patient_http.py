@@ -1,4 +1,4 @@
-"""Tests of connections on which no request comes."""
+"""Tests of connections of workers: on which no request comes, or one that is ambiguous."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from tests.wire.shapes import AMBIGUOUS, IN_CHUNKS, PLAIN
 
-from disagg_protocol.patient_http import PatientProtocol
+from disagg_protocol.patient_http import patient_protocol
 from disagg_protocol.process import QuietServer
+from disagg_wire.connection_guard import ConnectionLimits, Port
 
-_MODULE = "disagg_protocol.patient_http"
+SOON = ConnectionLimits(head_s=0.1, idle_s=0.3)
 
 
 async def echo(request: Request) -> PlainTextResponse:
@@ -24,9 +26,12 @@ async def echo(request: Request) -> PlainTextResponse:
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connected(
+    limits: ConnectionLimits = SOON,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     app = Starlette(routes=[Route("/", echo, methods=["POST"])])
-    server = QuietServer(uvicorn.Config(app, http=PatientProtocol, log_level="warning", port=0, lifespan="off"))
+    http = patient_protocol(Port(limits))
+    server = QuietServer(uvicorn.Config(app, http=http, log_level="critical", port=0, lifespan="off"))
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.005)
@@ -49,30 +54,48 @@ async def ended(reader: asyncio.StreamReader) -> bool:
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST / HTTP/1.1\r\nhost: x\r\n"])
-async def test_a_connection_without_a_request_is_closed(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{_MODULE}._HEAD_S", 0.1)
+async def test_a_connection_without_a_request_is_closed(sent: bytes) -> None:
     async with connected() as (reader, writer):
         writer.write(sent)
         assert await ended(reader)
 
 
-async def test_a_head_without_end_is_cut_off() -> None:
+async def test_a_second_head_without_end_is_cut_off_as_well() -> None:
     async with connected() as (reader, writer):
-        writer.write(b"POST / HTTP/1.1\r\n" + b"a: " + b"b" * (70 << 10))
+        writer.write(PLAIN)
+        assert (await reader.readuntil(b"\r\n\r\n3")).startswith(b"HTTP/1.1 200")
+        writer.write(b"POST / HTTP/1.1\r\n")
         assert await ended(reader)
 
 
-async def test_connections_beyond_the_limit_are_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{_MODULE}._MAX_CONNECTIONS", 0)
-    async with connected() as (reader, _):
+@pytest.mark.parametrize("before", [b"", PLAIN])
+async def test_a_head_without_end_is_cut_off(before: bytes) -> None:
+    async with connected(ConnectionLimits()) as (reader, writer):
+        if before:
+            writer.write(before)
+            await reader.readuntil(b"\r\n\r\n3")
+        for _ in range(3):
+            writer.write(b"POST / HTTP/1.1\r\na: " if _ == 0 else b"b" * (100 << 10))
+            await asyncio.sleep(0)
         assert await ended(reader)
 
 
-async def test_long_bodies_and_later_requests_are_no_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{_MODULE}._HEAD_S", 0.1)
-    async with connected() as (reader, writer):
+async def test_connections_beyond_the_limit_are_closed_at_once() -> None:
+    async with connected(ConnectionLimits(connections=0)) as (reader, _):
+        assert await ended(reader)
+
+
+async def test_long_bodies_and_later_requests_are_no_heads() -> None:
+    async with connected(ConnectionLimits(head_s=0.1)) as (reader, writer):
         for _ in range(2):
             writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n" + b"x" * 100_000)
             await asyncio.sleep(0.15)  # longer than a head may take
             writer.write(b"x" * 100_000)
             assert (await reader.readuntil(b"200000")).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("shape", [*AMBIGUOUS, "in chunks"])
+async def test_ambiguous_requests_are_refused(shape: str) -> None:
+    async with connected(ConnectionLimits()) as (reader, writer):
+        writer.write(AMBIGUOUS.get(shape, IN_CHUNKS))
+        assert (await reader.read()).startswith(b"HTTP/1.1 400")

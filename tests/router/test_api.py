@@ -191,6 +191,13 @@ async def test_unknown_paths_and_methods_are_answered_in_the_same_form(tmp_path:
             assert (answer.status_code, set(answer.json()["error"])) == (status, {"message", "type", "param", "code"})
 
 
+async def test_no_path_leads_to_another_host(tmp_path: Path) -> None:
+    async with Stack(tmp_path) as stack:
+        for method, path in (("POST", "/v1/completions/"), ("POST", "/v1/chat/completions/"), ("GET", "/healthz/")):
+            answer = await stack.http.request(method, path, headers={"host": "elsewhere"}, follow_redirects=False)
+            assert (answer.status_code, answer.headers.get("location")) == (404, None)
+
+
 async def test_api_keys_are_asked_for_where_set(tmp_path: Path) -> None:
     (tmp_path / "api-keys").write_text("first-key\nsecond-key\n")
     async with Stack(tmp_path, *pair(), api_keys_file=str(tmp_path / "api-keys")) as stack:

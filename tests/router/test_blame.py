@@ -22,12 +22,13 @@ class Failing(TokenWorker):
 
     fails = False
     code = "internal"
+    retryable = True
 
     async def _prefill_lines(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         if self.fails:
             await self._tell(body["ticket"], -1)
             await asyncio.sleep(0.05)
-            yield {"type": "error", "code": self.code, "message": "as told", "retryable": True}
+            yield {"type": "error", "code": self.code, "message": "as told", "retryable": self.retryable}
             return
         async for line in super()._prefill_lines(body):
             yield line
@@ -53,5 +54,17 @@ async def test_nobody_is_avoided_because_of_a_request_that_fails_alone(tmp_path:
         answer = await stack.complete()
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert await stack.metric('disagg_router_failovers_total{reason="request_failed"}') == 4
+        prefill.fails = False
+        assert (await stack.complete()).json()["disagg"]["path"] == "remote"
+
+
+async def test_what_fails_everywhere_is_tried_nowhere_else_and_nobody_is_avoided_for_it(tmp_path: Path) -> None:
+    prefill = Failing("p0", "prefill")
+    async with Stack(tmp_path, prefill, TokenWorker("d0", "decode")) as stack:
+        stack.router.table.breaker.first_s = 30.0
+        prefill.fails, prefill.retryable = True, False
+        answer = await stack.complete()
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert len([b for b in prefill.seen.bodies if b["tokens"] == tokens_of("hello")]) == 1
         prefill.fails = False
         assert (await stack.complete()).json()["disagg"]["path"] == "remote"

@@ -96,3 +96,23 @@ async def test_a_long_text_holds_up_no_short_one(tmp_path: Path, monkeypatch: py
         assert all(a.headers["retry-after"] == "1" for a in answers if a.status_code == 503)
         # Whoever went on got the answer that is due to a prompt that is too long.
         assert {a.json()["error"]["code"] for a in answers if a.status_code == 400} == {"context_length_exceeded"}
+
+
+async def test_long_texts_that_wait_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, began, go_on = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    encode = Text.encode
+
+    def slow(text: Text, content: str, **options: Any) -> list[int]:
+        loop.call_soon_threadsafe(began.set)
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(60)
+        return encode(text, content, **options)
+
+    async with Stack(tmp_path, TokenWorker("d0", "decode"), max_bodies_bytes=100_000) as stack:
+        monkeypatch.setattr(Text, "encode", slow)
+        first = asyncio.create_task(stack.complete("a" * 60_000))
+        await began.wait()
+        answer = await stack.complete("a" * 60_000)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+        go_on.set()
+        assert (await first).json()["error"]["code"] == "context_length_exceeded"
+        assert (await stack.complete("a" * 60_000)).json()["error"]["code"] == "context_length_exceeded"

@@ -48,6 +48,8 @@ def test_what_decode_prefills_because_little_is_missing_is_no_work_for_prefill()
     assert found['disagg_router_prefilled_tokens_total{part="prompt"}'] == 100
     assert found['disagg_router_prefilled_tokens_total{part="uncached"}'] == 0
     assert found['disagg_router_prefilled_tokens_squared_total{part="uncached"}'] == 0
+    requests = 'disagg_router_prefilled_requests_total{part="%s"}'
+    assert (found[requests % "prompt"], found[requests % "uncached"]) == (1, 0)
     assert found['disagg_router_objective_requests_total{objective="ttft",within="true"}'] == 1  # 5 x 10 x 0.1 s
 
 

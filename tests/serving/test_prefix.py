@@ -44,6 +44,13 @@ class Served:
 
     http: httpx.AsyncClient
     workers: list[Running]
+    router: Router
+
+    async def idle(self) -> None:
+        """Wait until the router knows that nothing runs."""
+        async with asyncio.timeout(20):
+            while any(w.running_requests for w in self.router.table.workers()):
+                await asyncio.sleep(0.02)
 
     async def ask(self, tokens: list[int]) -> tuple[str, dict[str, Any]]:
         """Return the answer to a prompt and what the router says of how it came."""
@@ -91,7 +98,7 @@ async def served(folder: Path, weights: Path, decodes: int = 1, **settings: Any)
             async with asyncio.timeout(60):
                 while router.handshakes.counts() != {"expected": decodes, "healthy": decodes}:
                     await asyncio.sleep(0.02)
-            yield Served(http, workers)
+            yield Served(http, workers, router)
         finally:
             server.should_exit = True
             await tasks[1]
@@ -127,15 +134,16 @@ async def test_the_second_turn_goes_where_the_first_is_and_moves_less_than_a_ten
         assert 0 < then["kv_bytes"] < 0.1 * s.kv_bytes(len(turn))
         again, repeated = await s.ask(turn)
         assert (again, repeated["kv_bytes"]) == (second, s.kv_bytes(SIZE))
-        others = [await s.ask(prompt(900, start=i)) for i in range(2, 12)]
-        assert len({t["decode"]["pod"] for _, t in others}) > 1  # What is new does not go to one of them.
+        await s.idle()
+        others = await asyncio.gather(*(s.ask(prompt(900, start=i)) for i in (2, 3, 4)))
+        assert len({t["decode"]["pod"] for _, t in others}) == 3  # What is new goes where there are seats.
         await s.empty()
     assert [answer, second] == answers
 
 
 async def test_a_turn_with_little_that_is_new_is_prefilled_by_decode(tmp_path: Path, weights: Path) -> None:
     (first, turn, longer), answers = await _chat(tmp_path, weights)
-    async with served(tmp_path, weights, decodes=2, local_prefill_max_tokens=64) as s:
+    async with served(tmp_path, weights, decodes=2) as s:
         answer, trace = await s.ask(first)
         uncached = 'disagg_router_prefilled_tokens_total{part="uncached"}'
         before = await s.counted(uncached)
@@ -144,6 +152,9 @@ async def test_a_turn_with_little_that_is_new_is_prefilled_by_decode(tmp_path: P
         assert (then["prefill"], then["decode"]) == (None, trace["decode"])
         assert await s.counted(uncached) == before  # This is no work for prefill workers.
         longer += prompt(200, start=20)
+        table = s.router.table
+        expected = 64 * (len(first) // 64)  # Prefill has not seen the second turn.
+        assert table.uncached_tokens(longer, "", table.catalogue.live()["m"]) == len(longer) - expected
         _, last = await s.ask(longer)
         assert (last["path"], last["reason"], last["decode"]) == ("remote", "shipped", trace["decode"])
         assert 0 < last["kv_bytes"] < 0.25 * s.kv_bytes(len(longer))

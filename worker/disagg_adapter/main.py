@@ -25,8 +25,10 @@ from disagg_adapter.server import container_routes
 from disagg_adapter.server.adapter import Adapter
 from disagg_protocol import network_interfaces
 from disagg_protocol.errors import EngineError
-from disagg_protocol.patient_http import PatientProtocol
+from disagg_protocol.patient_http import patient_protocol
 from disagg_protocol.process import Process, QuietServer
+from disagg_wire import log_lines
+from disagg_wire.connection_guard import ConnectionLimits, Port
 from disagg_wire.environment import AdapterVariable
 
 log = logging.getLogger("disagg_adapter")
@@ -116,7 +118,7 @@ async def serve(s: settings.Settings) -> int:
     adapter.interface = s.kv_interface or network_interfaces.interface_of(host)
     config = uvicorn.Config(
         adapter.door.app,
-        http=PatientProtocol,
+        http=patient_protocol(Port(ConnectionLimits())),
         log_level="warning",
         access_log=False,
         # Longer than the other adapters' clients keep idle connections, so that none is reused in
@@ -146,9 +148,7 @@ async def serve(s: settings.Settings) -> int:
 def main() -> None:
     try:
         s = settings.from_environment(os.environ)
-        logging.basicConfig(
-            level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-        )
+        log_lines.configure(s.log_level)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(serve(s)))
     except settings.SettingsError as error:

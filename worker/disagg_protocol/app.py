@@ -4,7 +4,6 @@ notice to leave, and the two calls that do work.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +19,7 @@ from disagg_protocol import bodies
 from disagg_protocol.endpoint import Endpoint, OtherModel, RoleChanging
 from disagg_protocol.errors import InvalidInput, NoCapacity
 from disagg_protocol.event_stream import SERVER_SEND, NdjsonResponse
+from disagg_protocol.request_bodies import RequestBodies
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import TicketError, token_hash, verify
 from disagg_wire import codes
@@ -43,30 +43,10 @@ from disagg_wire.protocol import (
 )
 
 log = logging.getLogger(__name__)
-MAX_BODY_BYTES = 16 << 20
-_BODY_TIMEOUT_S = 30.0
 
 
 def _error(status: int, code: str, message: str, *, retryable: bool = False) -> JSONResponse:
     return JSONResponse({"error": {"code": code, "message": message, "retryable": retryable}}, status)
-
-
-async def _body(request: Request) -> bytes:
-    """Read the body of a request.
-
-    Raises BadRequest if it is larger than MAX_BODY_BYTES or takes longer than _BODY_TIMEOUT_S.
-    """
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            async for part in request.stream():
-                size += len(part)
-                if size > MAX_BODY_BYTES:
-                    raise bodies.BadRequest(f"body: over {MAX_BODY_BYTES} bytes")
-                parts.append(part)
-    except TimeoutError:
-        raise bodies.BadRequest(f"body: did not come within {_BODY_TIMEOUT_S:g} s") from None
-    return b"".join(parts)
 
 
 def _check(worker: Endpoint, request: bodies.DecodeRequest | bodies.PrefillRequest) -> None:
@@ -107,7 +87,9 @@ Start = Callable[[Endpoint, bytes], Awaitable[Job]]
 OrderT = TypeVar("OrderT")
 
 
-def _work_endpoint(worker: Endpoint, roles: tuple[str, ...], start: Start) -> Callable[[Request], Awaitable[Response]]:
+def _work_endpoint(
+    worker: Endpoint, pending: RequestBodies, roles: tuple[str, ...], start: Start
+) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         if not worker.authorized(request):
             return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
@@ -124,7 +106,8 @@ def _work_endpoint(worker: Endpoint, roles: tuple[str, ...], start: Start) -> Ca
         worker.enter()
         job = None
         try:
-            job = await start(worker, await _body(request))
+            async with pending.read(request) as body:
+                job = await start(worker, body)
         except bodies.PromptTooLong as error:
             return _error(413, codes.PROMPT_TOO_LONG, str(error))
         except OtherModel:
@@ -150,14 +133,19 @@ def _work_endpoint(worker: Endpoint, roles: tuple[str, ...], start: Start) -> Ca
     return endpoint
 
 
-async def _order(worker: Endpoint, request: Request, parse: Callable[[bytes], OrderT]) -> OrderT | Response:
+async def _order(
+    worker: Endpoint, pending: RequestBodies, request: Request, parse: Callable[[bytes], OrderT]
+) -> OrderT | Response:
     """Return what a worker is told to do, or the answer if it does not take orders now."""
     if not worker.authorized(request):
         return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
     try:
-        order = parse(await _body(request))
+        async with pending.read(request) as body:
+            order = parse(body)
     except bodies.BadRequest as error:
         return _error(400, codes.INVALID_REQUEST, str(error))
+    except NoCapacity as error:
+        return _error(429, codes.NO_CAPACITY, str(error), retryable=True)
     except ClientDisconnect:
         return _error(400, codes.CANCELLED, "the client went away")
     if worker.draining:
@@ -167,13 +155,13 @@ async def _order(worker: Endpoint, request: Request, parse: Callable[[bytes], Or
     return order
 
 
-def _role_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+def _role_endpoint(worker: Endpoint, pending: RequestBodies) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         """Answer 200 if the worker has the role, or 202 if it will have it.
 
         In case of 202, the client may ask again or watch `info`.
         """
-        wanted = await _order(worker, request, bodies.parse_role)
+        wanted = await _order(worker, pending, request, bodies.parse_role)
         if isinstance(wanted, Response):
             return wanted
         try:
@@ -187,10 +175,10 @@ def _role_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]
     return endpoint
 
 
-def _drain_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+def _drain_endpoint(worker: Endpoint, pending: RequestBodies) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         """Answer 200 if the worker has no requests, or 202 while some run."""
-        asked = await _order(worker, request, bodies.parse_drain)
+        asked = await _order(worker, pending, request, bodies.parse_drain)
         if isinstance(asked, Response):
             return asked
         empty = worker.drain(asked.lease_s)
@@ -199,16 +187,19 @@ def _drain_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]
     return endpoint
 
 
-def _room_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+def _room_endpoint(worker: Endpoint, pending: RequestBodies) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         if not worker.authorized(request):
             return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
         if not worker.serving:
             return _error(503, codes.STARTING, "the model is still loading", retryable=True)
         try:
-            room = bodies.parse_room(await _body(request))
+            async with pending.read(request) as body:
+                room = bodies.parse_room(body)
         except bodies.BadRequest as error:
             return _error(400, codes.INVALID_REQUEST, str(error))
+        except NoCapacity as error:
+            return _error(429, codes.NO_CAPACITY, str(error), retryable=True)
         except ClientDisconnect:
             return _error(400, codes.CANCELLED, "the client went away")
         worker.limit_prefill(room.to_room())
@@ -219,6 +210,7 @@ def _room_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]
 
 def create_app(worker: Endpoint, more: Sequence[Route] = ()) -> Starlette:
     """Return the worker's ASGI application, which serves `more` beside the calls of all workers."""
+    pending = RequestBodies()
 
     async def healthz(request: Request) -> Response:
         if worker.failed:
@@ -256,14 +248,17 @@ def create_app(worker: Endpoint, more: Sequence[Route] = ()) -> Starlette:
         Route(METRICS_PATH, metrics),
         Route(INFO_PATH, info),
         Route(TOKENIZER_PATH, tokenizer),
-        Route(DECODE_ROOM_PATH, _room_endpoint(worker), methods=["POST"]),
-        Route(DRAIN_PATH, _drain_endpoint(worker), methods=["POST"]),
-        Route(ROLE_PATH, _role_endpoint(worker), methods=["POST"]),
-        Route(DECODE_PATH, _work_endpoint(worker, ("decode", "both"), _start_decode), methods=["POST"]),
-        Route(PREFILL_PATH, _work_endpoint(worker, ("prefill", "both"), _start_prefill), methods=["POST"]),
+        Route(DECODE_ROOM_PATH, _room_endpoint(worker, pending), methods=["POST"]),
+        Route(DRAIN_PATH, _drain_endpoint(worker, pending), methods=["POST"]),
+        Route(ROLE_PATH, _role_endpoint(worker, pending), methods=["POST"]),
+        Route(DECODE_PATH, _work_endpoint(worker, pending, ("decode", "both"), _start_decode), methods=["POST"]),
+        Route(PREFILL_PATH, _work_endpoint(worker, pending, ("prefill", "both"), _start_prefill), methods=["POST"]),
         *more,
     ]
-    return _App(routes=routes)
+    app = _App(routes=routes)
+    # A redirect would lead to the host that the request names, which may be anybody's.
+    app.router.redirect_slashes = False
+    return app
 
 
 class _App(Starlette):

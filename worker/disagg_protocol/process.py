@@ -15,12 +15,14 @@ from starlette.routing import Route
 
 from disagg_protocol.app import create_app
 from disagg_protocol.endpoint import Endpoint
-from disagg_protocol.patient_http import PatientProtocol
+from disagg_protocol.patient_http import patient_protocol
 from disagg_wire import drain_report, termination_log
+from disagg_wire.connection_guard import ConnectionLimits, Port, raise_file_limit
 
 log = logging.getLogger(__name__)
 # How often a process that has nothing to do looks whether a router still needs it.
 _NEED_INTERVAL_S = 0.1
+_MAX_CONNECTIONS = 4096
 
 
 class QuietServer(uvicorn.Server):
@@ -47,7 +49,7 @@ class Process:
         self._tasks: set[asyncio.Task[None]] = set()
         config = uvicorn.Config(
             create_app(endpoint, more),
-            http=PatientProtocol,
+            http=patient_protocol(Port(ConnectionLimits(raise_file_limit(_MAX_CONNECTIONS)))),
             log_level="warning",
             access_log=False,
             timeout_keep_alive=75,

@@ -20,10 +20,13 @@ from disagg_router import settings
 from disagg_router.openai.app import create_app
 from disagg_router.openai.connections import connection_class
 from disagg_router.router import Router
-from disagg_wire import drain_report, termination_log
+from disagg_wire import drain_report, log_lines, termination_log
+from disagg_wire.connection_guard import ConnectionLimits, Port, raise_file_limit
 
 log = logging.getLogger("disagg_router")
-_MAX_HEAD_BYTES = 64 << 10
+# Longer than proxies and clients keep idle connections, so that none is reused in the moment in
+# which it is closed.
+_IDLE_S = 75
 
 
 class _Server(uvicorn.Server):
@@ -58,17 +61,17 @@ async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None
 
 def server_of(router: Router) -> uvicorn.Server:
     """Return the HTTP server of a router, not started."""
+    most = raise_file_limit(router.settings.max_connections)
+    limits = ConnectionLimits(most, idle_s=_IDLE_S, stall_s=router.settings.client_stall_timeout_s)
     config = uvicorn.Config(
         create_app(router),
         host=router.settings.host,
         port=router.settings.port,
         log_level="warning",
         access_log=False,
-        # Its parser bounds the size of a request's head.
-        http=connection_class(router.settings.client_stall_timeout_s, router.metrics.stalled.inc),
-        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        http=connection_class(Port(limits, router.metrics.stalled.inc)),
         ws="none",
-        timeout_keep_alive=75,
+        timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=5,
     )
     return _Server(config)
@@ -105,9 +108,7 @@ async def serve(s: settings.Settings) -> int:
 def main() -> None:
     try:
         s = settings.from_environment(os.environ)
-        logging.basicConfig(
-            level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-        )
+        log_lines.configure(s.log_level)
         logging.getLogger("httpx").setLevel(logging.WARNING)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(serve(s)))

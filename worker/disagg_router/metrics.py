@@ -121,6 +121,12 @@ class Metrics:
         self._arrived2 = Counter(
             series.ROUTER_ARRIVED_PROMPT_TOKENS_SQUARED, "Squares of each one's prompt tokens", registry=r
         )
+        self._prompts = Counter(
+            series.ROUTER_PREFILLED_REQUESTS,
+            "Requests with a first token: all, and those whose prompt decode has not prefilled by choice",
+            [series.PART],
+            registry=r,
+        )
         self._prefilled = Counter(
             series.ROUTER_PREFILLED_TOKENS,
             "Prompt tokens of requests with a first token: all, and the uncached",
@@ -150,6 +156,7 @@ class Metrics:
             for within in (series.TRUE, series.FALSE) if limit is not None else ():
                 self._objective.labels(objective, within)
         for part in (series.PROMPT, series.UNCACHED):
+            self._prompts.labels(part)
             self._prefilled.labels(part)
             self._prefilled2.labels(part)
         for kind in (series.OUTPUT, series.CONTEXT):
@@ -168,6 +175,7 @@ class Metrics:
         """
         uncached = max(1, prompt_tokens - cached_tokens)
         for part, tokens in ((series.PROMPT, prompt_tokens), (series.UNCACHED, 0 if few_missing else uncached)):
+            self._prompts.labels(part).inc(min(1, tokens))
             self._prefilled.labels(part).inc(tokens)
             self._prefilled2.labels(part).inc(tokens * tokens)
         limit_s = self._objectives.ttft_limit_s(uncached)

@@ -101,6 +101,14 @@ class Settings(BaseModel):
         description="The most bytes of bodies that are on their way or not parsed yet, over all requests; further ones"
         " get 503.",
     )
+    max_connections: int = Field(
+        4096,
+        ge=16,
+        le=1_000_000,
+        description="The most connections of clients. Beyond that, one on which no request has come goes for each new"
+        " one, of the peer that has most of them. Where the process may open fewer than three files for each, there"
+        " are fewer.",
+    )
     drain_timeout_s: float | None = Field(
         None,
         ge=0,
@@ -128,8 +136,8 @@ class Settings(BaseModel):
         60.0,
         gt=0,
         le=86400,
-        description="The time after which a client that reads nothing of its answer is cut off, in seconds; what it has"
-        " asked for ends then. It takes up to a quarter more.",
+        description="The time after which a client is cut off that reads nothing of its answer, or less than 1 KiB/s"
+        " while the router waits for it, in seconds; what it has asked for ends then. It takes up to a quarter more.",
     )
     objective_ttft_s: float | None = Field(
         None, gt=0, le=3600, description="The objective for the time to first token, in seconds."
@@ -158,7 +166,7 @@ class Settings(BaseModel):
         " canary, in seconds: it may compile and warm up. 0: all count.",
     )
     local_prefill_max_tokens: int = Field(
-        0,
+        64,
         ge=0,
         le=1 << 20,
         description="The most tokens of a prompt that decode prefills itself, if it has the KV of all before them. 0:"

@@ -8,7 +8,10 @@ from __future__ import annotations
 import ipaddress
 
 # The metadata services of AWS and of Google Cloud over IPv6 are not at a link-local address.
-_METADATA = (ipaddress.ip_network("fd00:ec2::/32"), ipaddress.ip_network("fd20:ce::/32"))
+_METADATA = ("fd00:ec2::/32", "fd20:ce::/32")
+REFUSED_IPV4 = ("169.254.0.0/16",)
+REFUSED_IPV6 = ("fe80::/10", *_METADATA)
+_NETWORKS = tuple(ipaddress.ip_network(network) for network in (*REFUSED_IPV4, *REFUSED_IPV6))
 
 
 def refused_address(text: str) -> bool:
@@ -19,7 +22,7 @@ def refused_address(text: str) -> bool:
     ip = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
-    return ip.is_link_local or any(ip in network for network in _METADATA)
+    return any(ip in network for network in _NETWORKS)
 
 
 def refused_host(host: str) -> bool:

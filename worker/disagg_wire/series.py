@@ -35,7 +35,8 @@ WHAT = "what"
 OUTCOME = "outcome"
 BACKEND = "backend"
 
-# Values of OBJECTIVE, WITHIN, PART and KIND.
+# Values of OBJECTIVE, WITHIN, PART and KIND. The uncached requests are those that are work for the
+# prefill workers.
 TTFT, TPOT = "ttft", "tpot"
 TRUE, FALSE = "true", "false"
 PROMPT, UNCACHED = "prompt", "uncached"
@@ -50,11 +51,12 @@ UPSTREAM, POOLS = "upstream", "pools"
 # Values of OUTCOME.
 SERVED, REFUSED, EXPIRED, CANCELLED = "served", "refused", "expired", "cancelled"
 COMPLETE, TIMED_OUT, KILLED, UNANSWERED = "complete", "timed_out", "killed", "unanswered"
-# Values of SOURCE: where the KV of prompt tokens came from.
+# Values of SOURCE: where the KV of prompt tokens came from. LOCAL_REST is what decode has computed
+# by choice behind the start of a prompt that it had; it is not part of LOCAL_COMPUTE.
 LOCAL_COMPUTE = "local_compute"
+LOCAL_REST = "local_rest"
 LOCAL_CACHE_HIT = "local_cache_hit"
 EXTERNAL_KV_TRANSFER = "external_kv_transfer"
-SOURCES = (LOCAL_COMPUTE, LOCAL_CACHE_HIT, EXTERNAL_KV_TRANSFER)
 
 BUILD_INFO = "disagg_build_info"
 
@@ -78,6 +80,7 @@ ROUTER_GENERATED_TOKENS = "disagg_router_generated_tokens_total"
 ROUTER_ARRIVALS = "disagg_router_arrivals_total"
 ROUTER_ARRIVED_PROMPT_TOKENS = "disagg_router_arrived_prompt_tokens_total"
 ROUTER_ARRIVED_PROMPT_TOKENS_SQUARED = "disagg_router_arrived_prompt_tokens_squared_total"
+ROUTER_PREFILLED_REQUESTS = "disagg_router_prefilled_requests_total"
 ROUTER_PREFILLED_TOKENS = "disagg_router_prefilled_tokens_total"
 ROUTER_PREFILLED_TOKENS_SQUARED = "disagg_router_prefilled_tokens_squared_total"
 ROUTER_OBJECTIVE_REQUESTS = "disagg_router_objective_requests_total"
@@ -162,6 +165,7 @@ READ_OF_ROUTERS = (
     ROUTER_ARRIVALS,
     ROUTER_ARRIVED_PROMPT_TOKENS,
     ROUTER_ARRIVED_PROMPT_TOKENS_SQUARED,
+    ROUTER_PREFILLED_REQUESTS,
     ROUTER_PREFILLED_TOKENS,
     ROUTER_PREFILLED_TOKENS_SQUARED,
     ROUTER_OBJECTIVE_REQUESTS,

@@ -20,6 +20,7 @@ from disagg_protocol import network_interfaces
 from disagg_protocol.errors import EngineError
 from disagg_protocol.model_files import source_revision, tokenizer_files
 from disagg_protocol.process import Process
+from disagg_wire import log_lines
 from disagg_wire.environment import WorkerVariable
 from disagg_wire.fabric import USABLE
 from disagg_wire.integrity import CRC32C
@@ -97,8 +98,7 @@ def load_node(
         else (s.kv_host or s.host)
     )
     interface = s.kv_interface or network_interfaces.interface_of(host)
-    # There may be more connections than reservations have, so that strangers who only connect do
-    # not shut out peers with a ticket.
+    # More than reservations have: who connects with a ticket has to show it first.
     connections = (1 + MAX_CONNECTIONS) * s.max_running + 64
     if s.transfer_integrity == CRC32C and not CRC32C_IN_HARDWARE:
         log.warning("this processor computes no CRC-32C: %s=%s is slow", WorkerVariable.TRANSFER_INTEGRITY, CRC32C)
@@ -169,9 +169,7 @@ async def serve(s: settings.Settings) -> int:
 def main() -> None:
     try:
         s = settings.from_environment(os.environ)
-        logging.basicConfig(
-            level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-        )
+        log_lines.configure(s.log_level)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(serve(s)))
     except settings.SettingsError as error:

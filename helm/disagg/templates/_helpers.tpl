@@ -87,7 +87,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 # The revisions of the workers' pods: history, undo, and what failed.
 - apiGroups: [apps]
   resources: [controllerrevisions]
-  verbs: [get, list, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 # Which one takes a pod that moves between the pools.
 - apiGroups: [apps]
   resources: [replicasets]
@@ -130,6 +130,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [get, list, watch]
+# The templates of device claims that resources refer to.
+- apiGroups: [resource.k8s.io]
+  resources: [resourceclaimtemplates]
+  verbs: [get]
 - apiGroups: [k8s.cni.cncf.io]
   resources: [network-attachment-definitions]
   verbs: [get, list, watch, create, patch, delete]

@@ -14,9 +14,17 @@ from disagg_operator.api.rules import Rule
 
 _NOT_RDMA = ~present("transport") | differ(field("transport"), "rdma")
 _INTERFACES_OF_PODS = ("eth0", "lo")
+# Of a smaller one, host-local gives no address.
+_SMALLEST_PREFIX = 30
+_HAS_DEVICES = (
+    present("network.rdmaResource")
+    | filled("network.rails")
+    | present("network.devicesBy") & ~differ(field("network.devicesBy"), "Claim")
+)
 _IS_VIRTUAL_FUNCTION = one_of(field("type"), ["sriov", "ib-sriov"])
 _REFERENCE, _OWN, _RAILS = present("attachmentRef"), present("attachment"), filled("rails")
 _ONE_OF_THREE = _REFERENCE & ~_OWN & ~_RAILS | ~_REFERENCE & _OWN & ~_RAILS | ~_REFERENCE & ~_OWN & _RAILS
+_CLAIMED = present("devicesBy") & ~differ(field("devicesBy"), "Claim")
 # The kernel's limit of an interface's name.
 MOST_NAME_CHARS = 15
 
@@ -89,13 +97,17 @@ class Attachment(Model):
     )
 
     def broken(self) -> Iterator[tuple[str, str]]:
-        """Yield the broken rules, and a subnet that is none."""
+        """Yield the broken rules, and a subnet that gives workers no address of use."""
         yield from super().broken()
         try:
-            if self.subnet is not None:
-                ipaddress.ip_network(self.subnet, strict=False)
+            found = None if self.subnet is None else ipaddress.ip_network(self.subnet, strict=False)
         except ValueError:
             yield "subnet", f"{self.subnet} is no subnet"
+            return
+        if isinstance(found, ipaddress.IPv6Network):
+            yield "subnet", f"{self.subnet} has no IPv4 addresses, over which workers send KV"
+        elif found is not None and found.prefixlen > _SMALLEST_PREFIX:
+            yield "subnet", f"{self.subnet} is too small: host-local needs a /{_SMALLEST_PREFIX} or a larger one"
 
 
 class RdmaResource(Model):
@@ -119,8 +131,13 @@ class NetworkSpec(Model):
     rules = (
         Rule(
             message="set either attachmentRef or attachment, or rails",
-            condition=_ONE_OF_THREE,
+            condition=_ONE_OF_THREE | _CLAIMED & ~_REFERENCE & ~_OWN & ~_RAILS,
             field="attachment",
+        ),
+        Rule(
+            message="devicesBy Claim stands for rdmaResource and rails: leave them away",
+            condition=~_CLAIMED | ~present("rdmaResource") & ~_RAILS,
+            field="devicesBy",
         ),
         Rule(
             message="rails name their devices themselves: leave rdmaResource away",
@@ -129,7 +146,11 @@ class NetworkSpec(Model):
         ),
         Rule(
             message="rdmaMode Root is for RDMA: set rdmaResource or rails",
-            condition=~present("rdmaMode") | differ(field("rdmaMode"), "Root") | present("rdmaResource") | _RAILS,
+            condition=~present("rdmaMode")
+            | differ(field("rdmaMode"), "Root")
+            | present("rdmaResource")
+            | _RAILS
+            | _CLAIMED,
             field="rdmaMode",
         ),
     )
@@ -154,6 +175,11 @@ class NetworkSpec(Model):
         description="Its name inside the pods. Of several attachments the first; the others are counted on from it.",
     )
     rdma_resource: RdmaResource | None = Field(None, description="The RDMA devices that each worker asks for.")
+    devices_by: Literal["Plugin", "Claim"] = Field(
+        "Plugin",
+        description="Where RDMA devices come from. Claim: from the deviceClaim of each pool; without an attachment, "
+        "the driver of the claim also makes the interface.",
+    )
     rdma_mode: Literal["Unprivileged", "Root"] = Field(
         "Unprivileged",
         description="How workers may lock memory for RDMA. Unprivileged: within the memlock limit of the node's "
@@ -167,9 +193,14 @@ class NetworkSpec(Model):
             yield "interface", f"{self.interface} is an interface of every pod: the second network needs its own name"
 
     @property
+    def claims_devices(self) -> bool:
+        """Whether the RDMA devices come by the device claims of the pools."""
+        return self.devices_by == "Claim"
+
+    @property
     def has_devices(self) -> bool:
         """Whether workers ask for RDMA devices."""
-        return self.rdma_resource is not None or bool(self.rails)
+        return self.rdma_resource is not None or bool(self.rails) or self.claims_devices
 
 
 class CoLocation(Model):
@@ -190,8 +221,8 @@ class KvTransferSpec(Model):
 
     rules = (
         Rule(
-            message="transport rdma needs network.rdmaResource or network.rails",
-            condition=_NOT_RDMA | present("network") & (present("network.rdmaResource") | filled("network.rails")),
+            message="transport rdma needs network.rdmaResource or network.rails, or network.devicesBy Claim",
+            condition=_NOT_RDMA | present("network") & _HAS_DEVICES,
             field="network",
         ),
     )

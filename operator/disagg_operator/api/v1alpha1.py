@@ -87,7 +87,7 @@ class RouterSpec(Model):
         ge=0,
         le=1 << 20,
         description="The most tokens of a prompt that decode prefills itself, if it has the KV of all before them: "
-        "up to some 64 take less time there than their way to prefill and back. Default: 0, none.",
+        "they take less time there than their way to prefill and back. 0: none. Default: 64.",
     )
     upstream: UpstreamSpec | None = Field(
         None,

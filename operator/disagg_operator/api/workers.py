@@ -7,7 +7,17 @@ from typing import Any
 
 from pydantic import Field
 
-from disagg_operator.api.base import Arguments, ByteQuantity, Free, LabelKey, Model, Quantity, Replicas, ResourceName
+from disagg_operator.api.base import (
+    Arguments,
+    ByteQuantity,
+    DnsName,
+    Free,
+    LabelKey,
+    Model,
+    Quantity,
+    Replicas,
+    ResourceName,
+)
 from disagg_operator.api.expressions import present
 from disagg_operator.api.rollout import Amount
 from disagg_operator.api.rules import Rule
@@ -30,6 +40,20 @@ class Accelerator(Model):
     )
     count: int = Field(1, ge=0, le=64, description="Devices per worker.")
     resource_name: ResourceName = Field("nvidia.com/gpu", description="The extended resource that is asked for.")
+
+
+class DeviceClaim(Model):
+    """The devices of a worker by dynamic resource allocation."""
+
+    template_name: DnsName = Field(
+        description="ResourceClaimTemplate of the namespace, by which each worker gets a claim of its own."
+    )
+    accelerators: bool = Field(
+        True, description="Whether the accelerators come by it, too, so that none are asked for by resourceName."
+    )
+    rdma_devices: int = Field(
+        0, ge=0, le=64, description="How many RDMA devices come by it, for kvTransfer.network.devicesBy: Claim."
+    )
 
 
 class Parallelism(Model):
@@ -123,6 +147,9 @@ class PoolSpec(Model):
     accelerator: Accelerator | None = Field(
         None,
         description="GPUs of each worker. Default: none, the worker computes on the CPU.",
+    )
+    device_claim: DeviceClaim | None = Field(
+        None, description="Get devices by dynamic resource allocation (DRA) instead of by device plugins."
     )
     parallelism: Parallelism = Field(Parallelism(), description="How one worker splits the model.")
     args: Arguments = Field([], description="Further arguments of this pool's engine, after those of engine.args.")

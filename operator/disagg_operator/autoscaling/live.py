@@ -6,7 +6,7 @@ the first reconcile runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from disagg_operator.autoscaling.chosen_policy import PolicyMemory
@@ -17,6 +17,7 @@ from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.pod_facts import Starts
 from disagg_operator.kube.contests import Contests
 from disagg_operator.rollout.canary_reports import CanaryReports
+from disagg_operator.rollout.steady_times import SteadyTimes
 from disagg_operator.status.effectiveness import Spared
 from disagg_operator.status.events import Note
 from disagg_operator.status.kv_links import RouterView
@@ -33,12 +34,16 @@ class Live:
     """The token for /internal/ of the pods; None until it is known, or if it was refused."""
     plan: ScalePlan | None = None
     """The settings of the spec that is served; None before the first reconcile."""
+    written: tuple[object, ScalePlan | None] = (None, None)
+    """What the settings of the spec as it is written were read from, and the settings."""
     view: RouterView | None = None
     """The routers' last report on the pairs."""
     view_at: float = float("-inf")
     """The time of that report, on the monotonic clock."""
     canary: CanaryReports = field(default_factory=CanaryReports)
     """What the routers have counted of revisions that are tried."""
+    steady: SteadyTimes = field(default_factory=SteadyTimes)
+    """For how long this process has seen a rollout wait."""
     decisions: dict[str, Decision] = field(default_factory=dict)
     """The last decision for each pool that is scaled, to be carried out by the reconcile."""
     memory: PolicyMemory = field(default_factory=PolicyMemory)
@@ -81,6 +86,15 @@ class Live:
     """Whether the policy has learned something since the state was last saved."""
     saved_s: float = float("-inf")
     """The time at which the state was last saved, in seconds since 1970."""
+
+    def plan_from(self, source: object, read: Callable[[], ScalePlan | None]) -> ScalePlan | None:
+        """Return the settings that are served, or else those of the spec as it is written.
+
+        Each tick asks for them, and to `read` them takes milliseconds: it is done once a `source`.
+        """
+        if self.plan is None and self.written[0] != source:
+            self.written = source, read()
+        return self.plan or self.written[1]
 
 
 class LiveTable:

@@ -46,6 +46,8 @@ from disagg_wire.roles import DECODE, ROLES
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 10
+
 
 @dataclass(frozen=True, slots=True)
 class _Job:
@@ -96,14 +98,14 @@ class AutoscalerLoop:
 
         Never raises for anything that a pod or a Prometheus does.
         """
-        jobs = self._jobs()
+        jobs = await self._jobs()
         await asyncio.gather(*(self._ensure_bearer(job) for job in jobs))
         scrapes = [_scrape(job) for job in jobs]
         pages = await self._collector.sweep(scrapes)
         await asyncio.gather(*(self._guarded(*both, pages) for both in zip(jobs, scrapes, strict=True)))
 
-    def _jobs(self) -> list[_Job]:
-        """Return the deployments that exist, and forget those that have been deleted."""
+    async def _jobs(self) -> list[_Job]:
+        """Return the deployments that have a pool or pods, and forget those that were deleted."""
         keys = self._cache.keys()
         for gone in self._live.forget_all_but(frozenset(keys)):
             self._log.forget(gone)
@@ -111,11 +113,14 @@ class AutoscalerLoop:
             self._metrics.forget(gone)
         pods = self._cache.pods_by_deployment()
         jobs = []
-        for key in keys:
+        for number, key in enumerate(keys):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # an edit does not wait for a thousand resources
             resource = self._cache.get(DISAGG_DEPLOYMENT, key)
-            plan = None if resource is None else self._plan_of(resource)
+            made = {role: self._cache.get(DISAGG_POOL, (key[0], pool_name(key[1], role))) for role in ROLES}
+            exists = resource is not None and (key in pods or any(made.values()))
+            plan = self._plan_of(resource) if resource is not None and exists else None
             if resource is not None and plan is not None:
-                made = {role: self._cache.get(DISAGG_POOL, (key[0], pool_name(key[1], role))) for role in ROLES}
                 replicas = both_or_neither({role: replicas_of(pool) for role, pool in made.items()})
                 entry, resting = self._live.of(key, uid_of(resource)), at_zero(made.values())
                 jobs.append(_Job(key, plan, sort_pods(pods.get(key, [])), replicas, entry, resource, resting))

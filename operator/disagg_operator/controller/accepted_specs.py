@@ -29,8 +29,14 @@ class AcceptedSpecs(Protocol):
     async def generation(self, resource: Obj, spec: Obj) -> int:
         """Return the generation of a resource in which it got a spec that is accepted."""
 
-    async def keep(self, resource: Obj, spec: Obj) -> None:
-        """Keep a spec as the last accepted one; do nothing if it is. Raises Refused."""
+    async def keep(self, resource: Obj, spec: Obj, kube: Kube) -> None:
+        """Keep a spec as the last accepted one; do nothing if it is. Raises Refused.
+
+        `kube` is the door through which the run writes.
+        """
+
+    def begin(self, resource: Obj) -> None:
+        """Note that no spec of a new resource has been accepted yet."""
 
     def forget(self, key: Key) -> None:
         """Forget a resource that is gone."""
@@ -46,7 +52,7 @@ class SpecsInConfigMaps:
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
-        self._known: dict[Key, tuple[str, Obj, int | None]] = {}
+        self._known: dict[Key, tuple[str, Obj | None, int | None]] = {}
 
     async def last(self, resource: Obj, children: Children) -> Obj | None:
         """Return the spec that was kept, or what an earlier release accepted, or None.
@@ -61,7 +67,7 @@ class SpecsInConfigMaps:
         kept, generation = await self._load(resource)
         return generation if kept == spec and generation is not None else _generation(resource)
 
-    async def keep(self, resource: Obj, spec: Obj) -> None:
+    async def keep(self, resource: Obj, spec: Obj, kube: Kube) -> None:
         """Keep a spec as the last accepted one. It is written only if it has changed.
 
         Raises KubeError, and Refused if admission control says no.
@@ -83,7 +89,7 @@ class SpecsInConfigMaps:
             "data": {_FIELD: encode(spec), _GENERATION: str(_generation(resource))},
         }  # fmt: skip
         with blaming(spec, obj):
-            await self._kube.apply(obj)
+            await kube.apply(obj)
         self._known[_key(resource)] = (uid_of(resource), spec, _generation(resource))
 
     async def _load(self, resource: Obj) -> tuple[Obj | None, int | None]:
@@ -100,6 +106,12 @@ class SpecsInConfigMaps:
         if spec is not None:
             self._known[key] = (uid, spec, generation)
         return spec, generation
+
+    def begin(self, resource: Obj) -> None:
+        """Note that no spec of a new resource has been accepted yet."""
+        known = self._known.get(_key(resource))
+        if known is None or known[0] != uid_of(resource):
+            self._known[_key(resource)] = (uid_of(resource), None, None)
 
     def forget(self, key: Key) -> None:
         """Forget a resource that is gone. The garbage collector deletes its ConfigMap."""

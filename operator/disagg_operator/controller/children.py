@@ -56,6 +56,8 @@ class Children:
     pods: list[Obj]
     absent: set[ChildKey] = field(default_factory=set)
     """What has been looked up in this run and does not exist."""
+    complete: bool = False
+    """Whether nothing else is to be looked up: a new resource has no children."""
 
     def get(self, kind: str, name: str) -> Obj | None:
         return self.objects.get((kind, name))
@@ -155,7 +157,7 @@ async def owned_or_absent(kube: Kube, rendered: Obj, children: Children, owners:
     """
     key = key_of(rendered)
     live = children.objects.get(key)
-    if live is None and key not in children.absent:
+    if live is None and key not in children.absent and not children.complete:
         # The object does not carry the deployment's label. Either it does not exist, or it belongs
         # to another owner and must not be taken over by force.
         live = await kube.get(resource_of(rendered), namespace_of(rendered), key[1])

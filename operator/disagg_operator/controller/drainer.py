@@ -126,6 +126,7 @@ class Drainer:
             found = victims.chosen(looking.pods_of(run.children.pods, (role, revision)), wanted, run.live.loads)
             await self._call_back(run, found.called_back)
             if wanted < replicas:
+                run.view.certain()
                 timeout_s = float(run.plan.resource.spec.pool(role).drain.timeout_seconds)
                 told = await self._tell(run, found.going, timeout_s, epoch_s(now))
                 answers |= told
@@ -166,7 +167,7 @@ class Drainer:
             said = told[uid].said
             wanted = {} if said == UNABLE else victims.mark(pod, timeout_s, now_s, idle=said == IDLE)
             wanted |= drain_ends.told_with(pod, [drain_ends.UNANSWERED]) if pod in deaf else {}
-            if await self._annotate(run.key, pod, wanted):
+            if await self._annotate(run, pod, wanted):
                 until_s = self._clock() + victims.left_s(pod, now_s) + _LEASE_S
                 told[uid] = replace(told[uid], until_s=until_s)
             else:
@@ -202,20 +203,21 @@ class Drainer:
             before = self._answers.get(run.key, {}).pop(uid_of(pod), None) or _Answer(target)
             async with before.turn:
                 await self._ask(target, {"lease_s": 0.0})
-            if await self._annotate(run.key, pod, victims.unmark()):
+            if await self._annotate(run, pod, victims.unmark()):
                 log.info("%s/%s: worker %s is called back", *run.key, name_of(pod))
                 self._called_back()
 
-    async def _annotate(self, key: Key, pod: Obj, annotations: Mapping[str, str | None]) -> bool:
+    async def _annotate(self, run: Pass, pod: Obj, annotations: Mapping[str, str | None]) -> bool:
         """Write annotations on a pod, and return whether it has them. Raises KubeError."""
         if not annotations:
             return True
         try:
-            found = await self._kube.merge(POD, key[0], name_of(pod), {"metadata": {"annotations": dict(annotations)}})
+            patch = {"metadata": {"annotations": dict(annotations)}}
+            found = await run.kube.merge(POD, run.key[0], name_of(pod), patch)
         except NotFound:
             return False
         except (Conflict, Forbidden, Invalid) as error:
-            log.warning("%s/%s: pod %s is not annotated: %s", *key, name_of(pod), error)
+            log.warning("%s/%s: pod %s is not annotated: %s", *run.key, name_of(pod), error)
             return False
         pod["metadata"]["annotations"] = found["metadata"].get("annotations") or {}
         return True
@@ -227,4 +229,4 @@ class Drainer:
         costs = decision_report.deletion_costs(here, loads)
         for pod in here:
             if name_of(pod) in costs:
-                await self._annotate(run.key, pod, {decision_report.DELETION_COST: costs[name_of(pod)]})
+                await self._annotate(run, pod, {decision_report.DELETION_COST: costs[name_of(pod)]})

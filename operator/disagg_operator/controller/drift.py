@@ -7,7 +7,6 @@ Fields that others set belong to them.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from decimal import Decimal, InvalidOperation
@@ -23,14 +22,13 @@ _SUFFIXES = {
     "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40), "Pi": Decimal(2**50),
     "Ei": Decimal(2**60),
 }  # fmt: skip
+_AMOUNTS_BEGIN_WITH = "0123456789.+-"
 
 
 def stamped(obj: Obj) -> Obj:
-    """Return a copy of a rendered object that carries the hash of the rendering."""
-    out = copy.deepcopy(obj)
-    annotations = out["metadata"].setdefault("annotations", {})
-    annotations[APPLIED_HASH] = rendered_hash(obj)
-    return out
+    """Return a rendered object that also carries the hash of the rendering."""
+    annotations = {**annotations_of(obj), APPLIED_HASH: rendered_hash(obj)}
+    return {**obj, "metadata": {**obj["metadata"], "annotations": annotations}}
 
 
 def rendered_hash(obj: Obj) -> str:
@@ -53,6 +51,8 @@ def up_to_date(rendered: Obj, live: Obj) -> bool:
 
 
 def _within(wanted: Any, live: Any) -> bool:
+    if wanted == live:  # of most parts of most objects, and quick
+        return True
     if isinstance(wanted, dict):
         if not isinstance(live, dict):
             return not wanted and live is None  # the API server drops empty maps
@@ -62,7 +62,7 @@ def _within(wanted: Any, live: Any) -> bool:
         if not isinstance(live, list) or len(live) < len(wanted):
             return False
         return _list_within(wanted, live)
-    if wanted == live or (live is None and wanted in ("", 0, False)):
+    if live is None and wanted in ("", 0, False):
         return True
     return isinstance(wanted, str | int | float) and isinstance(live, str | int | float) and _same_amount(wanted, live)
 
@@ -75,7 +75,10 @@ def _list_within(wanted: list[Any], live: list[Any]) -> bool:
     """
     if not wanted or not all(isinstance(item, dict) for item in wanted):
         return len(wanted) == len(live) and all(_within(a, b) for a, b in zip(wanted, live, strict=True))
-    return all(any(_within(item, other) for other in live) for item in wanted)
+    # Nearly always they are in the same order.
+    return all(
+        _within(item, live[place]) or any(_within(item, other) for other in live) for place, item in enumerate(wanted)
+    )
 
 
 def _same_amount(left: str | float, right: str | float) -> bool:
@@ -87,6 +90,8 @@ def _same_amount(left: str | float, right: str | float) -> bool:
 
 
 def _amount(text: str) -> Decimal | None:
+    if not text or text[0] not in _AMOUNTS_BEGIN_WITH:
+        return None
     digits = text.rstrip("numkMGTPEi")
     factor = _SUFFIXES.get(text[len(digits) :])
     if factor is None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from disagg_operator.api import DisaggDeployment
-from disagg_operator.api.network import MOST_NAME_CHARS
+from disagg_operator.api.network import MOST_NAME_CHARS, Attachment
 from disagg_operator.api.v1alpha1 import PoolSpec
 from disagg_operator.api.violation import Violation
 from disagg_operator.desired.accelerators import NVIDIA, maker_of
@@ -42,6 +42,7 @@ def infeasible(dd: DisaggDeployment) -> Iterator[Violation]:
             words = "needs a GPU: set count above 0, or use podTemplate.spec.nodeSelector"
             yield Violation(f"spec.{role}.accelerator.product", words)
     yield from _devices(dd)
+    yield from _claims(dd)
     yield from _root_in_namespace(dd)
     yield from _transport(dd)
     bounds = {role: _bounds(dd.spec.pool(role)) for role in ROLES}
@@ -76,6 +77,19 @@ def questionable(dd: DisaggDeployment) -> Iterator[Violation]:
             yield Violation(f"spec.{role}.accelerator.product", f"{words}: set productLabel", PRODUCT_LABEL)
 
 
+def _claims(dd: DisaggDeployment) -> Iterator[Violation]:
+    """Yield RDMA devices that come by a claim in one place alone: in a pool or in the network."""
+    network = dd.spec.kv_transfer.network
+    wanted = network is not None and network.claims_devices
+    for role in ROLES:
+        claim = dd.spec.pool(role).device_claim
+        path = f"spec.{role}.deviceClaim" if claim is None else f"spec.{role}.deviceClaim.rdmaDevices"
+        if wanted and not (claim and claim.rdma_devices):
+            yield Violation(path, "is needed above 0, as spec.kvTransfer.network.devicesBy is Claim")
+        elif not wanted and claim is not None and claim.rdma_devices:
+            yield Violation(path, "needs spec.kvTransfer.network with devicesBy: Claim")
+
+
 def _root_in_namespace(dd: DisaggDeployment) -> Iterator[Violation]:
     """Yield user namespaces, in which root may lock no more memory than anybody else."""
     network = dd.spec.kv_transfer.network
@@ -98,6 +112,7 @@ def _devices(dd: DisaggDeployment) -> Iterator[Violation]:
             words = f"{most} devices need as many names, and {name} has more than {MOST_NAME_CHARS} characters"
             yield Violation(f"{path}.interface", words)
             break
+    yield from _attachment(network.attachment, most, path)
     words = "is the resource of the GPUs: a worker would get as many of it as it has NICs"
     if network.rdma_resource is not None and network.rdma_resource.name in accelerators:
         yield Violation(f"{path}.rdmaResource.name", words)
@@ -106,6 +121,17 @@ def _devices(dd: DisaggDeployment) -> Iterator[Violation]:
     for index, rail in enumerate(network.rails):
         if rail.resource_name in accelerators:
             yield Violation(f"{path}.rails[{index}].resourceName", words)
+
+
+def _attachment(attachment: Attachment | None, devices: int, path: str) -> Iterator[Violation]:
+    """Yield what the CNI plugins would refuse when the first pod starts."""
+    if attachment is None:
+        return
+    if attachment.ipam is not None and not (attachment.ipam.get("type") and isinstance(attachment.ipam["type"], str)):
+        yield Violation(f"{path}.attachment.ipam.type", "is needed: it names the plugin that gives the addresses")
+    if attachment.type == "host-device" and attachment.resource_name is None and devices > 1:
+        words = f"host-device takes one interface of the node, and a worker would get it {devices} times"
+        yield Violation(f"{path}.attachment.master", f"{words}: use resourceName")
 
 
 def _transport(dd: DisaggDeployment) -> Iterator[Violation]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
+from disagg_operator.controller.guarded_server import GuardedServer
 from disagg_operator.kube.resources import segment
 from disagg_operator.vocabulary import Key
 
@@ -37,12 +38,11 @@ class HealthServer:
         self._useless = useless
         self._metrics_text = metrics_text
         self._records = decisions
-        self._runner: web.AppRunner | None = None
+        self._server: GuardedServer | None = None
         self.port = port
 
     async def start(self) -> None:
-        app = web.Application(client_max_size=1024)
-        app.add_routes(
+        self._server = GuardedServer(
             [
                 web.get("/livez", self._livez),
                 web.get("/healthz", self._healthz),
@@ -50,15 +50,11 @@ class HealthServer:
                 web.get("/decisions/{namespace}/{name}", self._decisions),
             ]
         )
-        self._runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port).start()
-        addresses = self._runner.addresses
-        self.port = int(addresses[0][1]) if addresses else self._port
+        self.port = await self._server.start(self._host, self._port)
 
     async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._server is not None:
+            await self._server.stop()
 
     async def _livez(self, _: web.Request) -> web.Response:
         return _verdict(self._sick())

@@ -15,6 +15,7 @@ from disagg_operator.controller.acceptance import AcceptedDeployment, Assessment
 from disagg_operator.controller.accepted_specs import AcceptedSpecs, config_map_name
 from disagg_operator.controller.children import ChildKey, Children
 from disagg_operator.controller.reference_watch import MULTUS_ABSENT, ReferenceWatch
+from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import CONFIG_MAP, name_of
 from disagg_operator.policy import Policy
 from disagg_operator.vocabulary import Key, Obj
@@ -78,22 +79,25 @@ class Judge:
         warnings = (*seen.violations, *seen.questions)
         return Judgement(seen.plan, last, (refused.reason, str(refused)), warnings, refused.retry_s)
 
-    async def served(self, resource: Obj, judgement: Judgement) -> Obj:
+    async def served(self, resource: Obj, judgement: Judgement, *, first: bool = False) -> Obj:
         """Return a resource as it would be stored if what is served had been its last edit.
 
-        Whether a rollout has failed depends on its generation, and a refused edit changes nothing.
+        None has been accepted before if nothing exists yet (`first`). Whether a rollout has failed
+        depends on its generation, and a refused edit changes nothing.
         """
+        if first:
+            self._specs.begin(resource)
         generation = await self._specs.generation(resource, judgement.spec)
         return {**resource, "metadata": {**resource["metadata"], "generation": generation}, "spec": judgement.spec}
 
-    async def accepted(self, resource: Obj, judgement: Judgement) -> dict[ChildKey, Refused]:
-        """Remember that the spec as it is written has been accepted.
+    async def accepted(self, resource: Obj, judgement: Judgement, kube: Kube) -> dict[ChildKey, Refused]:
+        """Remember that the spec as it is written has been accepted; `kube` is what writes it.
 
         Returns what may not be written for that.
         """
         if judgement.refusal is None:
             try:
-                await self._specs.keep(resource, resource["spec"])
+                await self._specs.keep(resource, resource["spec"], kube)
             except Refused as error:
                 return {(CONFIG_MAP.kind, config_map_name(name_of(resource))): error}
         return {}

@@ -11,7 +11,9 @@ from disagg_operator.controller.judge import Judgement
 from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.rollout_step import RolloutStep
 from disagg_operator.controller.runtime_updates import ChosenRuntime
+from disagg_operator.controller.views import View
 from disagg_operator.desired.names import pool_name
+from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_POOL, labels_of
 from disagg_operator.rollout.values import WorkersKey
 from disagg_operator.status.events import Note
@@ -28,8 +30,9 @@ class Pass:
     served: Obj
     """The resource with the spec that is served and the generation of that."""
     live: Live
+    view: View
+    """What was read, and the door through which is written."""
     judgement: Judgement
-    children: Children
     runtime: ChosenRuntime
     pools: dict[str, Replicas] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
@@ -42,6 +45,16 @@ class Pass:
     """When to run again, because something was left as it is for now."""
     sizes: dict[WorkersKey, int] = field(default_factory=dict)
     """The replicas of workloads whose workers drain before they go."""
+
+    @property
+    def children(self) -> Children:
+        """The live objects, with what this run has written."""
+        return self.view.children
+
+    @property
+    def kube(self) -> Kube:
+        """The door through which this run writes."""
+        return self.view.kube
 
     @property
     def plan(self) -> AcceptedDeployment:

@@ -22,13 +22,12 @@ from disagg_operator.controller import (
     restraint,
     rollout_step,
     rollout_writes,
+    run_intent,
     runtime_updates,
 )
 from disagg_operator.controller.acceptance import Refused
-from disagg_operator.controller.children import ChildKey, Children, NameTaken
+from disagg_operator.controller.children import ChildKey, NameTaken
 from disagg_operator.controller.drainer import Drainer
-from disagg_operator.controller.feasibility import uneven
-from disagg_operator.controller.intent import intent_of, pool_intents
 from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.one_pass import Pass
@@ -36,15 +35,17 @@ from disagg_operator.controller.rehearsal import NO_UID, blaming, in_one, refusa
 from disagg_operator.controller.rollout_step import Inputs, RolloutStep
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.status_inputs import NETWORK_RETRY_S, Looker
+from disagg_operator.controller.status_writer import StatusWriter
+from disagg_operator.controller.views import View, Views
 from disagg_operator.controller.zero_orders import ZeroOrders
 from disagg_operator.desired import Facts, Images, NetworkAccess, pins, render
 from disagg_operator.desired.names import key_secret_name, selector_text
 from disagg_operator.kube.client import Kube
+from disagg_operator.kube.doors import Stale
 from disagg_operator.kube.errors import Denied, Invalid
 from disagg_operator.kube.lost_fields import lost_fields
 from disagg_operator.kube.resources import (
     DEPLOYMENT,
-    DISAGG_DEPLOYMENT,
     DISAGG_POOL,
     NETWORK_ATTACHMENT,
     SECRET,
@@ -52,7 +53,8 @@ from disagg_operator.kube.resources import (
     name_of,
     uid_of,
 )
-from disagg_operator.status import changes, conditions, unsettled
+from disagg_operator.rollout.steady_times import progress_status
+from disagg_operator.status import changes, conditions
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
@@ -85,8 +87,11 @@ class Reconciler:
         new_cluster_key: Callable[[], str],
         clock: Callable[[], float],
         access: NetworkAccess = NetworkAccess(),  # noqa: B008 (it cannot change)
+        views: Views | None = None,
     ) -> None:
         self._kube = kube
+        self._views = views or Views(kube)
+        self.statuses = StatusWriter(self._views.door, recorder, wall)
         self._live = live
         self._recorder = recorder
         self._judge = judge
@@ -106,26 +111,38 @@ class Reconciler:
 
         Returns the number of seconds after which to reconcile again, or None. Raises KubeError.
         """
-        resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
+        if (view := await self._views.remembered(key)) is not None:
+            try:
+                return await self._once(key, view)
+            except Stale:
+                if view.first:  # that nothing has been accepted yet was a guess
+                    for part in (self._judge, self._views):
+                        part.forget(key)
+        return await self._once(key, await self._views.fresh(key))
+
+    async def _once(self, key: Key, view: View) -> float | None:
+        """Bring a resource to its desired state. Raises KubeError, and Stale if `view` is old."""
+        resource = view.resource
         if resource is None or resource["metadata"].get("deletionTimestamp"):
+            for part in (self._judge, self._drainer, self._views):
+                part.forget(key)
             self._updates.note(key, None)
-            self._judge.forget(key)
-            self._drainer.forget(key)
             return None
         if lost := lost_fields(resource):
             # Only an Event says so: a write to the resource would remove the fields from the store.
             await self._recorder.send(resource, [restraint.fields_dropped(lost)])
             return None
         live = self._live.of(key, uid_of(resource))
-        children = await kids.read(self._kube, key)
         try:
-            judgement = await self._judge.judge(resource, children)
-            run = await self._accepted(await self._begin(key, resource, live, judgement, children))
+            run = await self._begin(key, view, live, await self._judge.judge(resource, view.children))
+            run = await self._accepted(run)
             await self._write(run)
         except (Refused, NameTaken, Invalid, Denied) as error:
+            if view.first:
+                raise Stale(str(error)) from error  # the next run knows what exists
             refused = refusal_of(error)
             live.plan = None
-            await self._refuse(resource, refused.reason, str(refused))
+            await self.statuses.refuse(resource, refused.reason, str(refused))
             return refused.retry_s
         live.plan = run.plan.scaling
         await self._report(run)
@@ -138,15 +155,16 @@ class Reconciler:
         if run.step is None:
             return None
         generation = int(run.served["metadata"].get("generation", 0))
-        again = await rollout_writes.mark(self._kube, run.key, run.step, run.children, generation)
+        again = await rollout_writes.mark(run.kube, run.key, run.step, run.children, generation)
         return _AT_ONCE_S if again else run.step.plan.wake_s
 
-    async def _begin(self, key: Key, resource: Obj, live: Live, judgement: Judgement, children: Children) -> Pass:
+    async def _begin(self, key: Key, view: View, live: Live, judgement: Judgement) -> Pass:
+        resource = view.resource or {}
         runtime = runtime_updates.choose(
-            resource, judgement.plan.resource, children.objects, self._images, lambda: self._updates.may_begin(key)
+            resource, judgement.plan.resource, view.children.objects, self._images, lambda: self._updates.may_begin(key)
         )
-        served = await self._judge.served(resource, judgement)
-        return Pass(key, resource, served, live, judgement, children, runtime)
+        served = await self._judge.served(resource, judgement, first=view.first)
+        return Pass(key, resource, served, live, view, judgement, runtime)
 
     async def _accepted(self, run: Pass) -> Pass:
         """Let the API server judge what is about to be written, and return the run that may go on.
@@ -154,10 +172,12 @@ class Reconciler:
         If it refuses the spec as it is written, that is the one that was accepted last. Of this
         one, everything is written that is not refused. Raises Refused.
         """
-        refused = await self._rehearse_with_pins(run) or await self._judge.accepted(run.resource, run.judgement)
+        refused = await self._rehearse_with_pins(run) or await self._judge.accepted(
+            run.resource, run.judgement, run.kube
+        )
         if refused and run.judgement.refusal is None:
             judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
-            run = await self._begin(run.key, run.resource, run.live, judgement, run.children)
+            run = await self._begin(run.key, run.view, run.live, judgement)
             refused = await self._rehearse_with_pins(run)
         run.blocked = frozenset(refused)
         return run
@@ -185,7 +205,7 @@ class Reconciler:
         # A router that follows the workers is judged with them.
         waiting = [obj for obj in every if labels_of(obj).get(LABEL_COMPONENT) == ROUTER and obj not in rendered]
         waiting += [] if run.step is None or run.step.record is None else [run.step.record]
-        return await rehearse(self._kube, run.judgement.spec, [*rendered, *waiting], run.children, owners)
+        return await rehearse(run.kube, run.judgement.spec, [*rendered, *waiting], run.children, owners)
 
     async def _facts(self, run: Pass) -> Facts:
         has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
@@ -220,6 +240,8 @@ class Reconciler:
                 view=run.live.view,
                 now=self._wall(),
                 reports=run.live.canary,
+                steady=run.live.steady,
+                clock_s=self._clock(),
             )
         )
         if run.step is None:  # a pool is still to be made; its Deployments need its uid
@@ -236,33 +258,34 @@ class Reconciler:
             uids = {role: uid_of(pool) for role in ROLES if (pool := run.pool(role)) is not None}
             rendered = self._rolled(run, self._render(run, replace(facts, pool_uids=uids)))
             if run.step is not None:
-                await rollout_writes.record(self._kube, run.key, run.step, run.children, run.blocked)
+                await rollout_writes.record(run.kube, run.key, run.step, run.children, run.blocked)
             await self._move_pod(run, rendered)
             await self._drainer.prepare(run, self._wall())
             for obj in rendered:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
-        await policy_writes.keep_for_pods(self._kube, run, self._clock())
+        await policy_writes.keep_for_pods(run.kube, run, self._clock())
         self._zero.written(run, marked)
         kept = frozenset[ChildKey]() if run.step is None else run.step.kept
-        await kids.adopt_what_stays(self._kube, run.plan.resource, uid_of(run.resource), run.children, kept)
+        await kids.adopt_what_stays(run.kube, run.plan.resource, uid_of(run.resource), run.children, kept)
         if run.step is None:
             return
         workers = {(DEPLOYMENT.kind, name_of(obj)) for obj in rendered if labels_of(obj).get(LABEL_POOL)}
         if not workers & run.blocked:
             await self._resize(run, run.step)
-        for gone in await kids.prune(self._kube, run.resource, rendered, run.children, run.step.kept):
+        for gone in await kids.prune(run.kube, run.resource, rendered, run.children, run.step.kept):
             log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
 
     async def _resize(self, run: Pass, step: RolloutStep) -> None:
         """Change the sizes of the Deployments of other revisions than the declared one."""
         if step.exchanges:
+            run.view.certain()
             self._metrics.exchanges.labels(*run.key).inc()
         for deployment, wanted in step.sizes:
             count = run.size_of(deployment, wanted)
             if count != deployment["spec"]["replicas"]:
-                await rollout_writes.resize(self._kube, run.key, deployment, count, run.children)
+                await rollout_writes.resize(run.kube, run.key, deployment, count, run.children)
 
     async def _apply(self, run: Pass, obj: Obj) -> None:
         if kids.key_of(obj) in run.blocked:
@@ -278,7 +301,7 @@ class Reconciler:
             # and the run starts over.
             obj = {**obj, "metadata": {**obj["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}
         with blaming(run.judgement.spec, obj):
-            wrote = await kids.apply(self._kube, obj, run.children, kids.owners_of(run.resource, run.children))
+            wrote = await kids.apply(run.kube, obj, run.children, kids.owners_of(run.resource, run.children))
         if wrote:
             log.info("%s/%s: applied %s %s", *run.key, obj["kind"], name_of(obj))
             run.live.contests.wrote(kids.key_of(obj), drift.rendered_hash(obj), self._clock())
@@ -301,7 +324,8 @@ class Reconciler:
         if taker is None or not any(name_of(pod) == flip.pod for pod in run.children.pods):
             run.live.flip = None
             return
-        await pod_moves.move(self._kube, run.key, flip, taker)
+        run.view.certain()
+        await pod_moves.move(run.kube, run.key, flip, taker)
         run.children.pods = [pod for pod in run.children.pods if name_of(pod) != flip.pod]
         took_s = self._clock() - flip.since_s
         run.live.flip, run.live.flips_s = None, (*run.live.flips_s[-3:], took_s)
@@ -324,35 +348,15 @@ class Reconciler:
         observed = await self._looker.observe(run.plan, run.children, run.pools, run.live, run.key, revisions)
         if observed.network.known and not observed.network.ok:
             run.waits_s.append(NETWORK_RETRY_S)
-        stored = run.resource.get("status") or {}
-        new = conditions.build(self._intent(run, stored), observed, stored, self._wall())
+        stored, wall = run.resource.get("status") or {}, self._wall()
+        new = conditions.build(run_intent.of(run, self._zero, stored, wall), observed, stored, wall)
         self._zero.told(run.key, run.live, new)
-        if run.step is not None and (progress := rollout_step.progress_status(run.step.plan.progress)) is not None:
+        if run.step is not None and (progress := progress_status(run.step.plan.progress)) is not None:
             new["rollout"] = progress
         await self._write_pool_statuses(run, observed)
-        await self._write_status(run.resource, new)
+        await self.statuses.write(run.resource, new)
         told, run.live.notes = run.live.notes, []
         await self._recorder.send(run.resource, [*run.notes, *told, *changes.of_change(stored, new)])
-
-    def _intent(self, run: Pass, stored: Obj) -> conditions.Intent:
-        decisions, wall = run.live.decisions, self._wall()
-        pools = pool_intents(run.key[1], run.pools, run.plan.scaling, decisions, stored, wall)
-        judged = run.judgement
-        found = intent_of(
-            run.plan,
-            pools,
-            "" if run.step is None else run.step.revision,
-            run.live.trouble,
-            refusal=judged.refusal,
-            warnings=(
-                *judged.warnings,
-                *uneven({r: run.pools[r].count for r in ROLES}),
-                *self._zero.warnings(run),
-            ),
-            runtime=run.runtime,
-        )
-        rollout = None if run.step is None else run.step.view
-        return replace(found, rollout=rollout, zero=self._zero.words(run, stored), awake=self._zero.awake(run))
 
     async def _write_pool_statuses(self, run: Pass, observed: Observed) -> None:
         for role in ROLES:
@@ -360,32 +364,4 @@ class Reconciler:
                 seen = observed.pools[role]
                 counts = {"replicas": seen.current, "readyReplicas": seen.ready}
                 now = {"observedGeneration": pool["metadata"].get("generation", 0)}
-                await self._write_status(pool, {**now, **counts, "selector": selector_text(run.key[1], role)})
-
-    async def _refuse(self, resource: Obj, reason: str, message: str) -> None:
-        stored = resource.get("status") or {}
-        new = conditions.refused(int(resource["metadata"].get("generation", 0)), reason, message, stored, self._wall())
-        await self._write_status(resource, new)
-        await self._recorder.send(resource, changes.of_change(stored, new))
-
-    async def tell_failure(self, key: Key, reason: str, message: str) -> None:
-        """Write into status that the reconcile of a resource fails and is tried again.
-
-        Raises KubeError.
-        """
-        resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
-        if resource is None or lost_fields(resource):
-            return
-        stored = resource.get("status") or {}
-        generation = int(resource["metadata"].get("generation", 0))
-        new = unsettled.failed(generation, reason, message, stored, self._wall())
-        await self._write_status(resource, new)
-        await self._recorder.send(resource, changes.of_change(stored, new))
-
-    async def _write_status(self, resource: Obj, new: Obj) -> None:
-        if new == (resource.get("status") or {}):
-            return
-        # With the uid, a status never reaches another resource that has the same name by now.
-        meta = {"name": name_of(resource), "namespace": resource["metadata"]["namespace"], "uid": uid_of(resource)}
-        kind = {"apiVersion": resource["apiVersion"], "kind": resource["kind"]}
-        await self._kube.apply_status({**kind, "metadata": meta, "status": new})
+                await self.statuses.write(pool, {**now, **counts, "selector": selector_text(run.key[1], role)})

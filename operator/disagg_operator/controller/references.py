@@ -9,11 +9,13 @@ from typing import Any
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.violation import Violation
 from disagg_operator.desired.attachments import RESOURCE_ANNOTATION
+from disagg_operator.desired.names import network_name
 from disagg_operator.kube.resources import (
     CONFIG_MAP,
     NETWORK_ATTACHMENT,
     PERSISTENT_VOLUME_CLAIM,
     PRIORITY_CLASS,
+    RESOURCE_CLAIM_TEMPLATE,
     RUNTIME_CLASS,
     SECRET,
     Resource,
@@ -45,6 +47,8 @@ class Reference:
     target: NamedObject
     key: str | None = None
     """The key that a Secret or ConfigMap must hold."""
+    own: bool = False
+    """Whether the operator makes the object itself, and needs to know only when it changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ def _wrong(ref: Reference, seen: Sight | None) -> Violation | None:
     target = ref.target
     what = f"{target.resource.kind} {target.namespace}/{target.name}".replace(" /", " ")
     reason = _REASONS.get(target.resource.kind, REFERENCE_MISSING)
-    if seen is None:
+    if seen is None or ref.own:
         return None
     if not seen.exists:
         return Violation(ref.path, f"{what} does not exist", reason)
@@ -110,9 +114,16 @@ def _references(dd: DisaggDeployment) -> Iterator[Reference]:
     if network is not None and (nad := network.attachment_ref) is not None:
         target = NamedObject(NETWORK_ATTACHMENT, nad.namespace or own, nad.name)
         yield Reference("spec.kvTransfer.network.attachmentRef", target)
+    if network is not None and network.attachment is not None:
+        target = NamedObject(NETWORK_ATTACHMENT, own, network_name(dd.metadata.name))
+        yield Reference("spec.kvTransfer.network.attachment", target, own=True)
     for index, rail in enumerate(() if network is None else network.rails):
         target = NamedObject(NETWORK_ATTACHMENT, rail.namespace or own, rail.name)
         yield Reference(f"spec.kvTransfer.network.rails[{index}]", target)
+    for role in ROLES:
+        if (claim := spec.pool(role).device_claim) is not None:
+            target = NamedObject(RESOURCE_CLAIM_TEMPLATE, own, claim.template_name)
+            yield Reference(f"spec.{role}.deviceClaim.templateName", target)
     templates = {ROUTER: spec.router.pod_template, **{role: spec.pool(role).pod_template for role in ROLES}}
     for role, template in templates.items():
         if template is not None and template.spec:

@@ -18,9 +18,9 @@ def pause(contests: Contests, rendered: Obj, live: Obj | None, now_s: float) -> 
 
     Only an object that others change all the time has to wait.
     """
-    if live is not None and drift.up_to_date(rendered, live):
-        return 0.0, []
     which = (str(rendered["kind"]), name_of(rendered))
+    if not contests.has(which) or (live is not None and drift.up_to_date(rendered, live)):
+        return 0.0, []
     words = f"{' '.join(which)} is changed again and again by {rival(live)}, and restored once a minute"
     notes = [Note(WARNING, "ContestedObject", words)] if contests.told(which) else []
     return contests.wait_s(which, drift.rendered_hash(rendered), now_s), notes

@@ -6,10 +6,8 @@ annotations by which the next run knows what has served and what has failed.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.rollout import amount_of
@@ -23,8 +21,8 @@ from disagg_operator.rollout.canary_record import FAILED, CanaryRecord
 from disagg_operator.rollout.canary_reports import CanaryReports
 from disagg_operator.rollout.planner import plan
 from disagg_operator.rollout.revisions import KnownRevision
+from disagg_operator.rollout.steady_times import SteadyTimes, progress_of
 from disagg_operator.rollout.values import (
-    Progress,
     RolloutPlan,
     RolloutRules,
     RolloutState,
@@ -57,6 +55,9 @@ class Inputs:
     """The time in RFC 3339."""
     reports: CanaryReports = field(default_factory=CanaryReports)
     """What the routers have counted of a revision that is tried."""
+    steady: SteadyTimes = field(default_factory=SteadyTimes)
+    clock_s: float = 0.0
+    """The time of the monotonic clock by which `steady` counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +119,14 @@ def decide(inputs: Inputs) -> RolloutStep | None:
     declared = dict(rendered.keys())
     back = _rolled_back_to(inputs, known, live, declared)
     target = declared if back is None else {role: back.of(role) for role in ROLES}
-    state = _state(inputs, rendered, live, known, target)
+    stored = _state(inputs, rendered, live, known, target)
+    state = inputs.steady.by_this_process(stored, inputs.clock_s)
     mine = _revision_of(known, declared)
     trial = canary_step.trial_of(inputs.dd, inputs.resource, known, mine, back, state, inputs.reports)
     state = canary_step.without_given_up(state, trial)
     found = plan(state, replace(rules_of(inputs.dd, inputs.sizes), canary=trial.percent))
+    progress = inputs.steady.to_store(stored.progress, state.progress, found.progress, inputs.clock_s)
+    found = replace(found, progress=progress)
     step = _step(inputs, rendered, live, known, state, found, back)
     return _tried(inputs, step, trial, live, known, mine, back)
 
@@ -220,7 +224,7 @@ def _state(
         },
         linked=looking.linked(told, inputs.pods, target),
         now_s=epoch_s(inputs.now),
-        progress=_progress(inputs.resource),
+        progress=progress_of(inputs.resource),
     )
 
 
@@ -240,35 +244,6 @@ def _told(view: RouterView | None) -> looking.Told | None:
         return None
     compat = {link.pod: link.compat for link in view.workers}
     return looking.Told(compat, frozenset(view.moved), 0 < view.expected == view.healthy)
-
-
-def _progress(resource: Obj) -> Progress | None:
-    stored = (resource.get("status") or {}).get("rollout")
-    if not isinstance(stored, dict):
-        return None
-    since_s = epoch_s(stored.get("lastProgressTime"))
-    if since_s != since_s:
-        return None
-    held = {str(k): int(v) for k, v in (stored.get("held") or {}).items()}
-    full = frozenset(str(k) for k in stored.get("full") or [] if k in held)
-    return Progress(str(stored.get("target", "")), int(stored.get("steps") or 0), since_s, held, full)
-
-
-def progress_status(progress: Progress | None) -> dict[str, Any] | None:
-    """Return the progress as it stands in status, or None."""
-    if progress is None:
-        return None
-    return {
-        "target": progress.target,
-        "steps": progress.best,
-        "lastProgressTime": _text(progress.since_s),
-        "held": {k: n for k, n in sorted(progress.held.items()) if n},
-        "full": sorted(progress.full),
-    }
-
-
-def _text(at_s: float) -> str:
-    return datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _step(

@@ -29,6 +29,7 @@ from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import children as kids
+from disagg_operator.controller import full_list
 from disagg_operator.controller.acceptance import scale_plan
 from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
 from disagg_operator.controller.drain_telling import DrainTeller
@@ -45,18 +46,19 @@ from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.scalers.scaler_part import ScalerPart
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
 from disagg_operator.controller.terms import work_in_terms
+from disagg_operator.controller.views import Views
 from disagg_operator.controller.wake_watch import WakeWatch
-from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
+from disagg_operator.controller.work_queue import KeyedQueue, Lane, QueueFull, QueueState
 from disagg_operator.desired import Images, NetworkAccess
-from disagg_operator.kube.cache import WATCHED, Cache, concerned
+from disagg_operator.kube.cache import Cache, concerned
 from disagg_operator.kube.client import HttpKube
-from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, NotFound, Retry, Terminating
+from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, Retry, Terminating
+from disagg_operator.kube.listings import Listing
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, POD, Resource, uid_of
 from disagg_operator.settings import OperatorSettings
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.unsettled import API_SERVER_ERROR, INTERNAL_ERROR, RECONCILE_TIMEOUT, RIGHT_MISSING
-from disagg_operator.vocabulary import Key, Obj, Objs
-from disagg_wire.labels import LABEL_DEPLOYMENT
+from disagg_operator.vocabulary import Key, Obj
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +85,11 @@ class Runtime:
         self._kube = kube
         self._clock = clock
         self.cache = Cache()
+        self._views = Views(kube, self.cache, clock)
         self.live = LiveTable()
         self.metrics = Metrics()
         self.metrics.watch_conditions(self._told)
-        self.queue = KeyedQueue(clock)
+        self.queue = KeyedQueue(clock, QueueState(max_resync=max(1, settings.workers // 2)))
         # The wall clock is read once at the start; from then on time follows the monotonic clock.
         # Forecasts need the time of day, but no clock that jumps.
         self._epoch_0 = epoch() - clock()
@@ -135,6 +138,7 @@ class Runtime:
             new_cluster_key=new_cluster_key,
             clock=self._clock,
             access=NetworkAccess.given(settings.scrapers, settings.web_ports),
+            views=self._views,
         )
 
     def _autoscaler(self) -> AutoscalerLoop:
@@ -206,7 +210,12 @@ class Runtime:
         # Changes by a user take effect at once, even if the key is backing off. Changes of pods
         # come in bursts and are debounced.
         urgent = resource in (DISAGG_DEPLOYMENT, DISAGG_POOL)
-        self._wake_all(keys, 0.0 if urgent else self._settings.debounce_s, urgent=urgent)
+        lane = Lane.EVENT if not urgent else Lane.NEW if kind == "ADDED" else Lane.EDIT
+        self._wake_all(keys, 0.0 if urgent else self._settings.debounce_s, urgent=urgent, lane=lane)
+
+    def watch_listed(self, listing: Listing) -> None:
+        """Handle the list with which a watch begins: it tells of no deletion."""
+        self._wake_all(self.cache.drop_unlisted(listing), 0.0)
 
     def sick(self) -> str | None:
         """Return the problem of this process, as opposed to one of the cluster, or None."""
@@ -247,11 +256,13 @@ class Runtime:
         self.live.forget_all_but(frozenset())
         self._references.forget_all()
         self._specs.forget_all()
+        self._views.forget_all()
         self._scalers.loop.end_term()
         self._decision_log.begin_anew()
 
     async def _term(self) -> None:
         """Do the work of the operator that leads; ends only by a bug or when it is cancelled."""
+        self._views.doubt(await full_list.unread(self._kube, self.cache, self._settings.namespaces))
         self._updates.begin(self.cache.objects(DISAGG_POOL))
         await self._sweep()
         async with asyncio.TaskGroup() as group:
@@ -267,27 +278,18 @@ class Runtime:
             group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
             watch = WakeWatch(self.cache, self.live, self._bearer_of, lambda k: self._wake_all({k}, 0.0, urgent=True))
             group.create_task(watch.run())
-            self._wake_all(set(self.cache.keys()), 0.0, urgent=True)
+            self._wake_all(set(self.cache.keys()), 0.0, urgent=True, lane=Lane.RESYNC)
 
     async def resync(self) -> None:
-        """List all watched kinds, repair the cache, and queue every resource.
-
-        Raises KubeError.
-        """
-        for resource in WATCHED:
-            try:
-                self.cache.replace(resource, await self._list(resource))
-            except (NotFound, Forbidden) as error:
-                self._unlisted = f"{resource.plural} can't be listed: {error}"
-                raise
+        """List all watched kinds, repair the cache, and queue every resource. Raises KubeError."""
+        try:
+            await full_list.refresh(self._kube, self.cache, self._settings.namespaces, self._wake_changed)
+        except full_list.Unlisted as error:
+            self._unlisted = f"{error.plural} can't be listed: {error}"
+            raise
         self._unlisted = None
         self._synced_at = self._clock()
-        self._wake_all(set(self.cache.keys()), 0.0)
-
-    async def _list(self, resource: Resource) -> Objs:
-        labels = "" if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else LABEL_DEPLOYMENT
-        spaces = self._settings.namespaces or (None,)
-        return [obj for namespace in spaces for obj in await self._kube.list(resource, namespace, labels)]
+        self._wake_all(set(self.cache.keys()), 0.0, lane=Lane.RESYNC)
 
     async def _sweep(self) -> None:
         started = self._clock()
@@ -339,6 +341,8 @@ class Runtime:
             result, failure = "bug", (INTERNAL_ERROR, f"{type(error).__name__}; the operator's log has the details")
             log.exception("%s/%s: reconcile failed", *key)
         finally:
+            if failure is not None:
+                self._views.doubt((key,))
             if failure is not None and failure[0] and self._may_write():
                 await self._tell(key, *failure)
             self.queue.done(key, failed=failure is not None, away=away, after_s=after_s)
@@ -349,7 +353,7 @@ class Runtime:
         """Write a failure into status, so that nothing is retried in silence."""
         try:
             async with asyncio.timeout(self._settings.kube_timeout_s):
-                await self._reconciler.tell_failure(key, reason, message)
+                await self._reconciler.statuses.tell_failure(key, reason, message)
         except (KubeError, TimeoutError) as error:
             log.warning("%s/%s: the failure could not be written into status: %s", *key, error)
         except Exception:
@@ -358,20 +362,25 @@ class Runtime:
     def _plan_of(self, resource: Obj) -> ScalePlan | None:
         """Return the scaling settings of the spec that is served, which may be an earlier one."""
         meta = resource["metadata"]
-        return self.live.of((meta["namespace"], meta["name"]), uid_of(resource)).plan or scale_plan(resource)
+        entry = self.live.of((meta["namespace"], meta["name"]), uid_of(resource))
+        source = meta.get("generation"), bool((resource.get("status") or {}).get("rollout"))
+        return entry.plan_from(source, partial(scale_plan, resource))
 
     def _wake(self, key: Key) -> None:
         self._wake_all({key}, 0.0)
 
+    def _wake_changed(self, keys: set[Key]) -> None:
+        self._wake_all(keys, 0.0)
+
     def _may_write(self) -> bool:
         return self._leadership.write_within_s() > 0
 
-    def _wake_all(self, keys: set[Key], delay_s: float, *, urgent: bool = False) -> None:
+    def _wake_all(self, keys: set[Key], delay_s: float, *, urgent: bool = False, lane: Lane = Lane.EVENT) -> None:
         if not self._leading:
             return  # each term begins with all keys
         for key in sorted(keys):
             try:
-                self.queue.add(key, delay_s, urgent=urgent)
+                self.queue.add(key, delay_s, urgent=urgent, lane=lane)
             except QueueFull as error:
                 log.warning("%s/%s: %s; the next resync brings it back", *key, error)
                 return

@@ -15,14 +15,16 @@ from typing import Any
 import kopf
 from kopf._cogs.clients import api as kopf_api
 
-from disagg_operator.kube.cache import MISSED, WATCHED
+from disagg_operator.kube.cache import KEPT
 from disagg_operator.kube.credentials import Credentials
 from disagg_operator.kube.json_text import loads
+from disagg_operator.kube.listings import Listing, Listings
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, GROUP, Resource
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
 Sink = Callable[[Resource, str | None, Obj], None]
+ListSink = Callable[[Listing], None]
 
 
 # The longest pause between two attempts to list or watch, in seconds, before the jitter.
@@ -46,14 +48,14 @@ class Pauses:
 
 
 def build_registry(
-    sink: Sink, credentials: Credentials, *, scans: bool = True, silence_s: float = 70.0
+    sink: Sink, listed: ListSink, credentials: Credentials, *, scans: bool = True, silence_s: float = 70.0
 ) -> kopf.OperatorRegistry:
     """Return handlers that pass (resource, event type, object) to `sink` on kopf's own thread.
 
-    With `scans`, kopf also watches which kinds and namespaces exist. A stream that was silent for
-    `silence_s` seconds is opened anew.
+    Each list with which a watch begins goes to `listed`. With `scans`, kopf also watches which
+    kinds and namespaces exist. A stream that was silent for `silence_s` seconds is opened anew.
     """
-    _survive_deep_objects()
+    _read_in_our_way(listed)
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -74,21 +76,25 @@ def build_registry(
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         configure_kopf(settings, scans=scans, silence_s=silence_s)
 
-    for resource in (*WATCHED, *MISSED):
+    for resource in KEPT:
         _watch(registry, resource, sink)
     return registry
 
 
-def _survive_deep_objects() -> None:
-    """Let kopf parse JSON as the rest of the operator does.
+def _read_in_our_way(listed: ListSink) -> None:
+    """Let kopf parse JSON as the rest of the operator does, and tell of the lists that it reads.
 
     An object that Python's parser cannot take would end its watch of a whole kind, again at every
     restart.
     """
+    listings = Listings(KEPT)
 
     async def get(url: str, **options: Any) -> Any:
         async with await kopf_api.request(method="get", url=url, **options) as response:
-            return loads(await response.text())
+            answer = loads(await response.text())
+        if (listing := listings.page(url, answer)) is not None:
+            listed(listing)
+        return answer
 
     kopf_api.get = get
     kopf_api.json = SimpleNamespace(loads=loads)  # type: ignore[attr-defined, assignment]

@@ -107,6 +107,8 @@ def _wanted(run: Pass, role: str, current: int | None) -> int | None:
     """Return the replicas that the autoscaler wants and that are still to be written, or None."""
     flip = run.live.flip
     if flip is not None and flip.changed and current is not None and role in (flip.giving, flip.taking):
+        if role not in flip.sizes:
+            run.view.certain()
         # Only once: a repeated run finds that one of the numbers has already changed.
         flip.sizes.setdefault(role, current + (1 if role == flip.taking else -1))
         return flip.sizes[role]

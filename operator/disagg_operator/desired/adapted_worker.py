@@ -28,7 +28,6 @@ from disagg_wire.fabric import ASKED, BYTES, UNKNOWN_CACHE_BYTES
 from disagg_wire.ports import ENGINE_PORT, KV_PORT, WORKER_PORT
 from disagg_wire.protocol import DRAINED_PATH, HEALTH_PATH, LIVE_PATH, READY_PATH
 
-ADAPTER = "adapter"
 MODEL_FILES_MOUNT = "/var/run/disagg/model"
 _ENGINE_KEY_MOUNT = "/var/run/disagg/engine"
 _ENGINE_KEY_FILE = f"{_ENGINE_KEY_MOUNT}/key"
@@ -210,7 +209,7 @@ def _adapter(dd: DisaggDeployment, role: str, process: EngineProcess, images: Im
     if process.guarded:
         env.append(parts.env_field(AdapterVariable.ENGINE_HOST, "status.podIP"))
     return {
-        "name": ADAPTER,
+        "name": parts.ADAPTER,
         "image": images.adapter,
         "imagePullPolicy": images.pull_policy,
         "env": env,

@@ -6,6 +6,7 @@ entry of its annotation. A NAD is a NetworkAttachmentDefinition.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.network import Attachment, NetworkSpec
 from disagg_operator.desired import names
-from disagg_operator.desired.renderer import NETWORK_OF_EACH_DEVICE, RDMA_CHAIN
+from disagg_operator.desired.renderer import NETWORK_OF_EACH_DEVICE, RDMA_CHAIN, SUBNETS_FIRST_ADDRESS
 from disagg_operator.performance.declared import gpus_of
 from disagg_operator.vocabulary import Obj
 from disagg_wire.rails import rail_interfaces
@@ -39,9 +40,12 @@ class Link:
 
 def device_count(dd: DisaggDeployment, role: str) -> int:
     """Return how many RDMA devices a worker of a pool asks for."""
-    network, gpus = dd.spec.kv_transfer.network, gpus_of(dd.spec.pool(role))
+    network, pool = dd.spec.kv_transfer.network, dd.spec.pool(role)
     if network is None:
         return 0
+    if network.claims_devices:
+        return 0 if pool.device_claim is None else pool.device_claim.rdma_devices
+    gpus = gpus_of(pool)
     if network.rails:
         return min(len(network.rails), gpus or len(network.rails))
     return 0 if network.rdma_resource is None else network.rdma_resource.devices(gpus)
@@ -58,6 +62,8 @@ def links_of(dd: DisaggDeployment, role: str, renderer: int) -> tuple[Link, ...]
         used = network.rails[:count]
         return tuple(Link(r.namespace or own, r.name, i) for r, i in zip(used, interfaces, strict=True))
     reference = network.attachment_ref
+    if reference is None and network.attachment is None:
+        return ()  # The driver of the claim makes the interface.
     name = reference.name if reference else names.network_name(dd.metadata.name)
     namespace = (reference.namespace if reference else None) or own
     return tuple(Link(namespace, name, interface) for interface in interfaces)
@@ -96,6 +102,11 @@ def resources_of(network: NetworkSpec | None) -> frozenset[str]:
     return frozenset(found)
 
 
+def _subnet(text: str, renderer: int) -> str:
+    """Return a subnet by its first address, the only one by which host-local takes it."""
+    return str(ipaddress.ip_network(text, strict=False)) if renderer >= SUBNETS_FIRST_ADDRESS else text
+
+
 def attachment_config(dd: DisaggDeployment, network: NetworkSpec, attachment: Attachment, renderer: int) -> str:
     """Return the CNI configuration of the NAD that the operator makes."""
     plugin: dict[str, Any] = {"type": attachment.type}
@@ -106,7 +117,7 @@ def attachment_config(dd: DisaggDeployment, network: NetworkSpec, attachment: At
     if attachment.ipam is not None:
         plugin["ipam"] = attachment.ipam
     elif attachment.subnet:
-        plugin["ipam"] = {"type": "host-local", "ranges": [[{"subnet": attachment.subnet}]]}
+        plugin["ipam"] = {"type": "host-local", "ranges": [[{"subnet": _subnet(attachment.subnet, renderer)}]]}
     chained: list[Obj] = []
     by_device = attachment.type in DEVICE_PLUGINS and renderer >= RDMA_CHAIN
     if attachment.mtu and by_device:

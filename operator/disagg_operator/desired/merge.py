@@ -12,10 +12,12 @@ _KEYED = {
     "env": "name",
     "volumeMounts": "mountPath",
     "ports": "name",
+    "resourceClaims": "name",
+    "claims": "name",
 }
 # The lists whose items choose one source of several: an item that merges the old and the new one
 # would have two sources, so it is replaced as a whole.
-_WHOLE = {"env", "volumes"}
+_WHOLE = {"env", "volumes", "resourceClaims"}
 
 
 def merge(base: Any, patch: Any, field: str = "") -> Any:

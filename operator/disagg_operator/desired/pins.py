@@ -14,8 +14,8 @@ from typing import Any
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.desired import renderer
-from disagg_operator.desired.adapted_worker import ADAPTER
 from disagg_operator.desired.facts import Images
+from disagg_operator.desired.pod_parts import ADAPTER
 from disagg_operator.desired.pod_templates import router_template, worker_template
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_REVISION

@@ -5,17 +5,21 @@ from __future__ import annotations
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.desired import names
 from disagg_operator.desired.attachments import network_devices
-from disagg_operator.desired.renderer import CURRENT, LAST_WORDS, RDMA_REPORTS, WORKER_REQUESTS
+from disagg_operator.desired.renderer import CURRENT, LAST_WORDS, RDMA_REPORTS, SIGNAL_AFTER_START, WORKER_REQUESTS
 from disagg_operator.vocabulary import Obj, Objs
 
 USER = 65532
 KEY_MOUNT = "/var/run/disagg/key"
 KEY_FILE = f"{KEY_MOUNT}/cluster-key"
+# The name of the claim inside a pod.
+DEVICE_CLAIM = "devices"
 # A worker may take hours to load its model (hundreds of GB from a shared disk), so the startup
 # probe allows two hours before the worker counts as dead.
 STARTUP_PERIOD_S, STARTUP_FAILURES = 2, 3600
 # A pod must be scheduled, its images pulled, and its model may have to be fetched first.
 _SCHEDULING_S = 600
+# The container of a worker's pod that speaks to the routers, where the engine does not.
+ADAPTER = "adapter"
 
 
 def env(values: dict[str, str]) -> Objs:
@@ -75,6 +79,22 @@ def last_words(renderer: int = CURRENT) -> Obj:
     return {"terminationMessagePolicy": "FallbackToLogsOnError"} if renderer >= LAST_WORDS else {}
 
 
+# A SIGTERM that comes between the start of a container and the first step of its first process is
+# lost, and nobody repeats it: the pod keeps its devices for its whole grace period.
+AFTER_START: Obj = {"preStop": {"sleep": {"seconds": 1}}}
+
+
+def hear_the_signal(template: Obj, renderer: int) -> None:
+    """Let the operator's containers get SIGTERM a second after the pod has been deleted, unless
+    they have another hook.
+    """
+    if renderer < SIGNAL_AFTER_START:
+        return
+    for container in template["spec"]["containers"]:
+        if container["name"] in ("main", ADAPTER):
+            container["lifecycle"] = AFTER_START | (container.get("lifecycle") or {})
+
+
 def probe(path: str, port: int, period_s: int, failures: int) -> Obj:
     """Return an HTTP probe."""
     return {
@@ -112,6 +132,14 @@ def _with_requests(resources: Obj, devices: int) -> Obj:
     return {**resources, "requests": {**resources.get("requests", {}), **missing}} if missing else resources
 
 
+def device_claims(dd: DisaggDeployment, role: str) -> Obj:
+    """Return the field of a pod by which each worker gets a claim of its own."""
+    claim = dd.spec.pool(role).device_claim
+    if claim is None:
+        return {}
+    return {"resourceClaims": [{"name": DEVICE_CLAIM, "resourceClaimTemplateName": claim.template_name}]}
+
+
 def worker_resources(dd: DisaggDeployment, role: str, renderer: int) -> Obj:
     """Return the resources of the container that computes, with all devices."""
     pool = dd.spec.pool(role)
@@ -119,7 +147,11 @@ def worker_resources(dd: DisaggDeployment, role: str, renderer: int) -> Obj:
     if renderer >= WORKER_REQUESTS:
         resources = _with_requests(resources, 0 if pool.accelerator is None else pool.accelerator.count)
     devices: dict[str, int] = {}
-    if pool.accelerator is not None and pool.accelerator.count:
+    claim = pool.device_claim
+    if claim is not None:
+        resources["claims"] = [{"name": DEVICE_CLAIM}]
+    claimed = claim is not None and claim.accelerators
+    if pool.accelerator is not None and pool.accelerator.count and not claimed:
         devices[pool.accelerator.resource_name] = pool.accelerator.count
     for name, count in network_devices(dd, role, renderer).items():
         devices[name] = max(count, devices.get(name, 0))

@@ -14,7 +14,7 @@ from disagg_operator.api.workers import Accelerator, PodTemplate
 from disagg_operator.desired import attachments, names
 from disagg_operator.desired import pod_parts as parts
 from disagg_operator.desired.accelerators import NVIDIA, maker_of, taints_of
-from disagg_operator.desired.adapted_worker import ADAPTER, adapted_pod
+from disagg_operator.desired.adapted_worker import adapted_pod
 from disagg_operator.desired.engine_inputs import engine_process
 from disagg_operator.desired.environment import router_environment, transport_environment, worker_environment
 from disagg_operator.desired.facts import Images
@@ -172,13 +172,14 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
     if pool.accelerator is not None:
         pod |= _nodes(pool.accelerator, images.renderer)
     template: Obj = {"metadata": {"labels": names.labels(dd.metadata.name, role)}, "spec": pod}
-    pod |= _pull_secrets(dd) | _near_prefill(dd, role)
+    pod |= _pull_secrets(dd) | _near_prefill(dd, role) | parts.device_claims(dd, role)
     if links := attachments.links_of(dd, role, images.renderer):
         template["metadata"]["annotations"] = {attachments.NETWORKS_ANNOTATION: attachments.networks_text(links)}
     template = _patched(dd, role, template, pool.pod_template)
+    parts.hear_the_signal(template, images.renderer)
     revision = revision_of(template)
     template["metadata"]["labels"] = template["metadata"]["labels"] | {LABEL_REVISION: revision}
-    speaker = "main" if process is None else ADAPTER
+    speaker = "main" if process is None else parts.ADAPTER
     for container in template["spec"]["containers"]:
         if container["name"] == speaker:
             container["env"] = [*container["env"], {"name": str(WorkerVariable.REVISION), "value": revision}]
@@ -254,4 +255,6 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
         **_pull_secrets(dd),
     }
     template: Obj = {"metadata": {"labels": names.labels(dd.metadata.name, "router")}, "spec": pod}
-    return _patched(dd, "router", template, spec.router.pod_template)
+    template = _patched(dd, "router", template, spec.router.pod_template)
+    parts.hear_the_signal(template, images.renderer)
+    return template

@@ -14,15 +14,21 @@ from disagg_operator.api.base import API_VERSION
 from disagg_operator.api.network import Attachment, NetworkSpec
 from disagg_operator.desired import attachments, names, pod_templates
 from disagg_operator.desired.engine_inputs import peer_ports
-from disagg_operator.desired.facts import Facts, NetworkAccess
+from disagg_operator.desired.facts import Facts
 from disagg_operator.desired.model_places import uses_hub
 from disagg_operator.desired.pins import RUNTIME_ANNOTATION
 from disagg_operator.desired.pod_parts import progress_deadline_s
 from disagg_operator.desired.pool_marks import DECLARED_ANNOTATION
-from disagg_operator.desired.renderer import PATIENT_ROLLOUT, ROUTER_POLICY, UNREADY_ARE_EVICTED
+from disagg_operator.desired.renderer import (
+    NO_METADATA_SERVICES,
+    PATIENT_ROLLOUT,
+    ROUTER_POLICY,
+    UNREADY_ARE_EVICTED,
+)
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
 from disagg_wire.ports import KV_PORT, ROUTER_PORT, WORKER_PORT
+from disagg_wire.refused_addresses import REFUSED_IPV4, REFUSED_IPV6
 from disagg_wire.roles import ROLES
 
 
@@ -112,7 +118,7 @@ def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
         },
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [http, kv],
-        "egress": _worker_egress(dd, facts.access),
+        "egress": _worker_egress(dd, facts),
     }
     kind = ("networking.k8s.io/v1", "NetworkPolicy")
     found = [_object(*kind, _shared(dd, facts, f"{name}-workers", "worker"), spec=workers)]
@@ -132,12 +138,25 @@ def _between_workers(dd: DisaggDeployment) -> list[Obj]:
     return [{"protocol": "TCP", **ports} for ports in ({"port": KV_PORT}, *ranges)]
 
 
-def _worker_egress(dd: DisaggDeployment, access: NetworkAccess) -> list[Obj]:
+def _web() -> list[Obj]:
+    """Return where the web and its proxy may be: everywhere but at the addresses of metadata
+    services. Some networks do not count pods as addresses.
+    """
+    blocks = {"0.0.0.0/0": REFUSED_IPV4, "::/0": REFUSED_IPV6}
+    return [
+        *({"ipBlock": {"cidr": cidr, "except": list(refused)}} for cidr, refused in blocks.items()),
+        {"namespaceSelector": {}},
+    ]
+
+
+def _worker_egress(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
     # A policy applies to the port behind the DNS Service, and the DNS pods of OpenShift listen on
     # 5353.
     dns = {"ports": [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]}
     kv = {"to": [_from_component(dd.metadata.name, r) for r in ROLES], "ports": _between_workers(dd)}
-    web = {"ports": [{"protocol": "TCP", "port": port} for port in access.web_ports]}
+    web: Obj = {"ports": [{"protocol": "TCP", "port": port} for port in facts.access.web_ports]}
+    if facts.images.renderer >= NO_METADATA_SERVICES:
+        web = {"to": _web()} | web
     return [dns, kv, *([web] if uses_hub(dd) else [])]
 
 

@@ -30,10 +30,16 @@ WORKER_TRANSPORT = 2
 NETWORK_OF_EACH_DEVICE = 2
 # The rdma plugin is chained where virtual functions are the RDMA devices.
 RDMA_CHAIN = 2
+# A subnet is passed to host-local by its first address.
+SUBNETS_FIRST_ADDRESS = 2
 # Workers that are not root don't ask for IPC_LOCK, which is of no use to them, and tell which
 # devices they find and how much memory they may lock.
 RDMA_REPORTS = 2
 # Nodes are chosen by the labels and tolerated by the taints of the accelerator's maker.
 MAKERS_LABELS = 2
+# A pod that is deleted as it starts hears of it.
+SIGNAL_AFTER_START = 2
+# Workers that reach the web do not reach link-local addresses, where clouds have credentials.
+NO_METADATA_SERVICES = 2
 
 CURRENT = 2

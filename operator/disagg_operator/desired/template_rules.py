@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disagg_operator.api.violation import INVALID_SPEC, Violation
+from disagg_operator.desired.pod_parts import AFTER_START
 from disagg_operator.desired.template_numbers import number_problems
 from disagg_operator.policy import NamespacePolicy, Permission
 from disagg_operator.vocabulary import Obj
@@ -121,6 +122,11 @@ class _Rules:
             # Null would remove ours, and leave the pods the namespace's default account.
             if pod[name] not in (False, self._base.get("serviceAccountName")):
                 yield from self._needs(Permission.SERVICE_ACCOUNTS, f"{path}.{name}", "gives the pods other rights")
+        for claim in _named(self._base.get("resourceClaims")):
+            given = pod.get("resourceClaims", [])
+            if given is None or any(other["name"] == claim["name"] for other in _named(given)):
+                where = f"{path}.resourceClaims[{claim['name']}]"
+                yield from self._owned(where, "is the claim of the operator; use deviceClaim")
         yield from self._unlisted(pod, _POD | _HOST_NAMESPACES | _ACCOUNT, path)
         yield from self._grace(pod.get("terminationGracePeriodSeconds"), f"{path}.terminationGracePeriodSeconds")
         yield from self._security(pod.get("securityContext", {}), _POD_SECURITY, f"{path}.securityContext")
@@ -183,7 +189,7 @@ class _Rules:
 
     def _own_container(self, container: Obj, base: Obj, path: str) -> Iterator[Violation]:
         """Yield what a container of the operator may not be given."""
-        owned = _OWNED | ({"lifecycle"} if "lifecycle" in base else set())
+        owned = _OWNED if base.get("lifecycle", AFTER_START) == AFTER_START else _OWNED | {"lifecycle"}
         for name in sorted(owned & container.keys()):
             yield from self._owned(f"{path}.{name}", "is set by the operator" + _ADVICE.get(name, ""))
         variables = self._owner.variables

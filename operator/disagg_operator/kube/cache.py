@@ -1,17 +1,21 @@
 """PURE: The cache of watched objects, which also determines the keys that a change affects.
 
-It holds the last seen version of every object. It is fed by watch events and, every few minutes, by
-a full LIST, which repairs the effects of a watch that went silent. The scrape loop reads from the
-cache; a reconcile itself always reads from the API server.
+It holds the last seen version of every object. It is fed by watch events, by the answers to the
+operator's own reads and writes and, every few minutes, by a full LIST, which repairs the effects of
+a watch that went silent. An older version never replaces a newer one. The scrape loop reads from
+the cache, and so does a reconcile until it finds something to do (controller/views.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
+from disagg_operator.kube.listings import Listing
 from disagg_operator.kube.resources import (
+    CONTROLLER_REVISION,
     DEPLOYMENT,
     DISAGG_DEPLOYMENT,
     DISAGG_POOL,
@@ -31,52 +35,133 @@ from disagg_operator.vocabulary import UPDATE_RUNTIME, Key, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
 WATCHED = (DISAGG_DEPLOYMENT, DISAGG_POOL, DEPLOYMENT, POD)
-# Children of which only the deletion matters before the next full list. They are not kept here.
-MISSED = (SERVICE, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY)
+# Children of which only the deletion matters before the next full list.
+MISSED = (SERVICE, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, CONTROLLER_REVISION)
+KEPT = (*WATCHED, *MISSED)
+_BY_KIND = {resource.kind: resource for resource in KEPT}
+_SHORT = 64
 
 
 class Cache:
     """The watched objects by kind and key. `put`, `drop` and `replace` return keys to reconcile."""
 
     def __init__(self) -> None:
-        self._objects: dict[str, dict[Key, Obj]] = {r.kind: {} for r in WATCHED}
-        self._prints: dict[str, dict[Key, str]] = {r.kind: {} for r in WATCHED}
+        self._objects: dict[str, dict[Key, Obj]] = {r.kind: {} for r in KEPT}
+        # The fingerprint of each object, and the version that it was made of.
+        self._prints: dict[str, dict[Key, tuple[str, int]]] = {r.kind: {} for r in WATCHED}
+        # The kinds and own keys of the objects of each DisaggDeployment.
+        self._families: dict[Key, dict[tuple[str, Key], None]] = {}
+        self._newest: dict[str, int] = {r.kind: 0 for r in KEPT}
+        # The versions of deletions by uid, until the next full list: a read that began before one
+        # may still tell of the object.
+        self._gone: dict[str, dict[str, int]] = {r.kind: {} for r in KEPT}
 
-    def put(self, resource: Resource, obj: Obj) -> set[Key]:
-        """Store an object that was created or has changed."""
-        if resource in MISSED:
-            return set()
+    def note(self, resource: Resource, obj: Obj, newest: int | None = None) -> Obj | None:
+        """Store a version that the operator has seen itself, unless a newer one is held.
+
+        If it was read, `newest` is what `newest` returned before: an older version then means that
+        the API server's data are those of a backup. Its watch event still counts as news. Returns
+        what is stored.
+        """
         key = _own_key(obj)
-        slim = _slim(obj)
-        mark = fingerprint(resource, slim)
-        self._objects[resource.kind][key] = slim
-        if self._prints[resource.kind].get(key) == mark:
+        if newest is not None and self._gone[resource.kind].get(uid_of(obj), 0) > newest:
+            return None
+        held = self._objects[resource.kind].get(key)
+        is_older = held is not None and 0 < version_of(obj) < version_of(held)
+        if held is not None and is_older and (newest is None or version_of(held) > newest):
+            return None
+        if (slim := _slim(resource, obj)) == held:
+            return held
+        self._store(resource, key, held, slim := dict(_shared(slim)))
+        return slim
+
+    def put(self, resource: Resource, obj: Obj, newest: int | None = None) -> set[Key]:
+        """Store an object that was created or has changed, unless a newer version is held."""
+        key, slim = _own_key(obj), self.note(resource, obj, newest)
+        if slim is None or resource in MISSED:
             return set()
-        self._prints[resource.kind][key] = mark
-        return concerned(resource, obj)
+        before, version = self._prints[resource.kind].get(key, ("", 0)), version_of(obj)
+        if version and before[1] == version:
+            return set()
+        mark = fingerprint(resource, slim)
+        self._prints[resource.kind][key] = mark, version
+        return set() if before[0] == mark else concerned(resource, obj)
 
     def drop(self, resource: Resource, obj: Obj) -> set[Key]:
         """Remove an object that was deleted."""
-        if resource in MISSED:
-            return concerned(resource, obj)
-        key = _own_key(obj)
+        key, version = _own_key(obj), version_of(obj)
+        self._newest[resource.kind] = max(self._newest[resource.kind], version)
+        self._gone[resource.kind][uid_of(obj)] = version
         held = self._objects[resource.kind].get(key)
         if held is not None and uid_of(held) != uid_of(obj):
             return set()  # a late DELETED event of an earlier object of the same name
-        self._objects[resource.kind].pop(key, None)
-        self._prints[resource.kind].pop(key, None)
+        self._store(resource, key, held, None)
+        if resource in WATCHED:
+            self._prints[resource.kind].pop(key, None)
         return concerned(resource, obj)
 
-    def replace(self, resource: Resource, objects: Iterable[Obj]) -> set[Key]:
-        """Replace all objects of a kind with those of a full LIST."""
+    def newest(self, resource: Resource) -> int:
+        """Return the newest version that was seen of a kind. To be asked before it is listed."""
+        return self._newest[resource.kind]
+
+    def replace(self, resource: Resource, objects: Iterable[Obj], newest: int | None = None) -> set[Key]:
+        """Replace all objects of a kind with those of a full LIST.
+
+        What is newer than the `newest` version from before the LIST may have come meanwhile.
+        """
         keys: set[Key] = set()
         fresh = {_own_key(obj): obj for obj in objects}
         for key, old in list(self._objects[resource.kind].items()):
-            if key not in fresh:
+            if key not in fresh and (newest is None or version_of(old) <= newest):
                 keys |= self.drop(resource, old)
         for obj in fresh.values():
-            keys |= self.put(resource, obj)
+            keys |= self.put(resource, obj, newest)
+        gone = self._gone[resource.kind] = {u: v for u, v in self._gone[resource.kind].items() if v > (newest or 0)}
+        here = map(version_of, self._objects[resource.kind].values())
+        self._newest[resource.kind] = max(*here, *gone.values(), 0, 0)
         return keys
+
+    def drop_unlisted(self, listing: Listing) -> set[Key]:
+        """Remove the objects that a list would have shown if they still existed."""
+        keys: set[Key] = set()
+        for key, old in list(self._objects[listing.resource.kind].items()):
+            listed = listing.namespace in ("", key[0])
+            if listed and key not in listing.keys and version_of(old) <= listing.version:
+                keys |= self.drop(listing.resource, old)
+        return keys
+
+    def replace_family(self, key: Key, objects: Iterable[Obj], newest: Mapping[str, int]) -> None:
+        """Replace the children of a DisaggDeployment with those that were read.
+
+        Of other kinds than those in `newest`, nothing is replaced. It holds what the method of that
+        name returned before, by kind.
+        """
+        fresh = {(str(obj["kind"]), _own_key(obj)): obj for obj in objects if obj["kind"] in newest}
+        for kind, own in list(self._families.get(key, ())):
+            old = self._objects[kind][own]
+            if kind in newest and (kind, own) not in fresh and version_of(old) <= newest[kind]:
+                self.drop(_BY_KIND[kind], old)
+        for (kind, _), obj in fresh.items():
+            self.note(_BY_KIND[kind], obj, newest[kind])
+
+    def _store(self, resource: Resource, key: Key, held: Obj | None, obj: Obj | None) -> None:
+        member = (resource.kind, key)
+        for family in () if held is None else concerned(resource, held):
+            self._families.get(family, {}).pop(member, None)
+            if not self._families.get(family):
+                self._families.pop(family, None)
+        if obj is None:
+            self._objects[resource.kind].pop(key, None)
+            return
+        self._objects[resource.kind][key] = obj
+        self._newest[resource.kind] = max(self._newest[resource.kind], version_of(obj))
+        for family in concerned(resource, obj):
+            self._families.setdefault(family, {})[member] = None
+
+    def family(self, key: Key) -> list[Obj]:
+        """Return the objects that carry the label of a DisaggDeployment, by kind and name."""
+        members = sorted(self._families.get(key, ()))
+        return [self._objects[kind][own] for kind, own in members if kind != DISAGG_DEPLOYMENT.kind]
 
     def get(self, resource: Resource, key: Key) -> Obj | None:
         return self._objects[resource.kind].get(key)
@@ -97,6 +182,17 @@ class Cache:
             if name:
                 out.setdefault((namespace, name), []).append(pod)
         return out
+
+
+def version_of(obj: Obj) -> int:
+    """Return the resourceVersion as a number, which grows with every write; 0 if it is none."""
+    text = str(obj["metadata"].get("resourceVersion", ""))
+    return int(text) if text.isdecimal() else 0
+
+
+def is_kept(resource: Resource, obj: Obj) -> bool:
+    """Return whether the watches bring an object to the cache."""
+    return resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) or (resource in KEPT and LABEL_DEPLOYMENT in labels_of(obj))
 
 
 def concerned(resource: Resource, obj: Obj) -> set[Key]:
@@ -143,7 +239,30 @@ def _own_key(obj: Obj) -> Key:
     return str(obj["metadata"].get("namespace", "")), str(obj["metadata"]["name"])
 
 
-def _slim(obj: Obj) -> Obj:
-    """Return an object without managedFields, which make up half of its size and are never read."""
+def _slim(resource: Resource, obj: Obj) -> Obj:
+    """Return an object without managedFields, which make up half of its size.
+
+    They tell who scaled a pool, and which fields of a resource the CRD has dropped.
+    """
+    if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL):
+        return obj
     meta = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
     return {**obj, "metadata": meta}
+
+
+def _shared(value: Any) -> Any:
+    """Return a copy of a value that shares its names and short texts with other objects.
+
+    What is parsed shares nothing, and a thousand resources have the same fields.
+    """
+    if isinstance(value, dict):
+        return {_the_same(name): _shared(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_shared(part) for part in value]
+    return _the_same(value) if isinstance(value, str) and len(value) <= _SHORT else value
+
+
+@lru_cache(maxsize=8192)
+def _the_same(text: str) -> str:
+    """Return one object for all texts that are equal."""
+    return text

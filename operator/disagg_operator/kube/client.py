@@ -15,8 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import httpx
-
+from disagg_operator.kube.connections import Connections, Reply, Unanswered
 from disagg_operator.kube.credentials import Credentials
 from disagg_operator.kube.errors import (
     FieldError,
@@ -84,7 +83,7 @@ def _is_unknown_part(path: str, words: str) -> bool:
 
 
 class HttpKube:
-    """The implementation of `Kube` over HTTP, with httpx."""
+    """The implementation of `Kube` over HTTP."""
 
     def __init__(
         self,
@@ -93,7 +92,6 @@ class HttpKube:
         deadline_s: float = 15.0,
         attempts: int = 4,
         jitter: Callable[[], float] = lambda: 0.0,
-        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._credentials = credentials
         self._deadline_s = deadline_s
@@ -102,17 +100,10 @@ class HttpKube:
         self.writes = 0  # number of requests that could change something; tests and metrics read it
         # The seconds in which a write that begins now must end; 0 if this operator must not write.
         self.write_within_s: Callable[[], float] = lambda: math.inf
-        self._client = httpx.AsyncClient(
-            base_url=credentials.server,
-            verify=True if transport is not None else credentials.ssl_context(),
-            timeout=httpx.Timeout(deadline_s, connect=5.0),
-            limits=httpx.Limits(max_connections=16, max_keepalive_connections=8),
-            transport=transport,
-            trust_env=False,  # credentials must not pass through a proxy that the environment happens to name
-        )
+        self._connections = Connections(credentials)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._connections.close()
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj | None:
         try:
@@ -284,16 +275,19 @@ class HttpKube:
         """
         url = f"{POD.path(namespace, pod)}:{port}/proxy/{path.lstrip('/')}"
         try:
-            response = await self._client.get(url, headers={"User-Agent": FIELD_MANAGER, **self._credentials.headers()})
-        except httpx.HTTPError as error:
-            raise Retry(f"GET {url}: {type(error).__name__}") from error
-        if response.status_code != 200:
-            raise from_status(response.status_code, f"GET {url}", _message(response), None)
-        return response.text
+            async with asyncio.timeout(self._deadline_s):
+                answer = await self._connections.send("GET", url)
+        except Unanswered as error:
+            raise Retry(f"GET {url}: {error}") from error
+        except TimeoutError:
+            raise Retry(f"GET {url}: no answer within {self._deadline_s:g} s") from None
+        if answer.status != 200:
+            raise from_status(answer.status, f"GET {url}", _message(answer), None)
+        return answer.text
 
     async def _once(self, what: str, params: Mapping[str, str] | None, body: Obj | None, content_type: str) -> Obj:
         verb, path = what.split(" ", 1)
-        headers = {"Accept": "application/json", "User-Agent": FIELD_MANAGER, **self._credentials.headers()}
+        headers = {"Accept": "application/json"}
         content: bytes | None = None
         if body is not None:
             headers["Content-Type"] = content_type
@@ -305,19 +299,17 @@ class HttpKube:
             raise NotLeading(f"{what}: not sent, because another operator may lead")
         try:
             async with asyncio.timeout(None if math.isinf(within_s) else within_s):
-                response = await self._client.request(verb, path, params=params, content=content, headers=headers)
-        except httpx.HTTPError as error:
-            raise Retry(f"{what}: {type(error).__name__}") from error
-        if response.status_code < 300:
-            return _object(what, response)
-        raise from_status(
-            response.status_code, what, _message(response), _retry_after_s(response), _field_errors(response)
-        )
+                answer = await self._connections.send(verb, path, params, content, headers)
+        except Unanswered as error:
+            raise Retry(f"{what}: {error}") from error
+        if answer.status < 300:
+            return _object(what, answer)
+        raise from_status(answer.status, what, _message(answer), _retry_after_s(answer), _field_errors(answer))
 
 
-def _object(what: str, response: httpx.Response) -> Obj:
+def _object(what: str, answer: Reply) -> Obj:
     try:
-        value: Any = loads(response.text)
+        value: Any = loads(answer.text)
     except ValueError as error:
         raise Retry(f"{what}: the answer is not JSON") from error
     if not isinstance(value, dict):
@@ -325,25 +317,25 @@ def _object(what: str, response: httpx.Response) -> Obj:
     return value
 
 
-def _message(response: httpx.Response) -> str:
+def _message(answer: Reply) -> str:
     try:
-        value = response.json()
+        value = json.loads(answer.body)
     except (ValueError, RecursionError):
-        return response.reason_phrase
+        return answer.reason
     return str(value.get("message", "")) if isinstance(value, dict) else ""
 
 
-def _field_errors(response: httpx.Response) -> list[FieldError]:
+def _field_errors(answer: Reply) -> list[FieldError]:
     """Return the fields that the answer blames, with the reason of each."""
     try:
-        causes = response.json()["details"]["causes"]
+        causes = json.loads(answer.body)["details"]["causes"]
         return [(str(c["field"]), str(c.get("message", ""))) for c in causes if c.get("field")]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 
-def _retry_after_s(response: httpx.Response) -> float | None:
+def _retry_after_s(answer: Reply) -> float | None:
     try:
-        return max(0.0, float(response.headers["Retry-After"]))
-    except (KeyError, ValueError):
+        return max(0.0, float(answer.retry_after or ""))
+    except ValueError:
         return None

@@ -33,6 +33,11 @@ class Contests:
 
     _written: dict[tuple[str, str], _Written] = field(default_factory=dict)
 
+    def has(self, which: tuple[str, str]) -> bool:
+        """Return whether an object was restored lately."""
+        last = self._written.get(which)
+        return last is not None and last.restored > 0
+
     def wait_s(self, which: tuple[str, str], mark: str, now_s: float) -> float:
         """Return the seconds until a rendering may be written; 0 if it may be now."""
         last = self._written.get(which)

@@ -15,8 +15,10 @@ from disagg_operator.kube.resources import GROUP
 
 # No object of Kubernetes comes near it: a pod has about 15 levels, and its managedFields 20.
 MAX_DEPTH = 100
-# Only the kinds of this group have fields of any content.
-_FREE = f'"{GROUP}/'
+# Only these kinds have fields of any content. Objects, lists and watch events begin with their
+# kind; further on, the names stand in the labels and owners of objects of other kinds, too.
+_FREE = (f'"{GROUP}/', '"ControllerRevision')
+_HEAD_CHARACTERS = 100
 # Strings are skipped as a whole, so that a bracket inside of one does not count.
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
 
@@ -27,7 +29,8 @@ def loads(text: str) -> Any:
         value = json.loads(text)
     except RecursionError:
         return json.loads(flattened(text))
-    return shallow(value) if _FREE in text else value
+    head = text[:_HEAD_CHARACTERS]
+    return shallow(value) if any(name in head for name in _FREE) else value
 
 
 def flattened(text: str, depth: int = MAX_DEPTH) -> str:

@@ -62,6 +62,9 @@ NETWORK_POLICY = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolic
 PERSISTENT_VOLUME_CLAIM = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 PRIORITY_CLASS = Resource("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", namespaced=False)
 RUNTIME_CLASS = Resource("node.k8s.io/v1", "RuntimeClass", "runtimeclasses", namespaced=False)
+RESOURCE_CLAIM_TEMPLATE = Resource(
+    "resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates", optional=True
+)
 NETWORK_ATTACHMENT = Resource(
     "k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", "network-attachment-definitions", optional=True
 )
@@ -70,7 +73,7 @@ ALL = (
     DISAGG_DEPLOYMENT, DISAGG_POOL, DISAGG_SCALER, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT,
     REPLICA_SET, CONTROLLER_REVISION, HORIZONTAL_POD_AUTOSCALER, SCALED_OBJECT,
     DEPLOYMENT, LEASE, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
-    PERSISTENT_VOLUME_CLAIM, PRIORITY_CLASS, RUNTIME_CLASS,
+    PERSISTENT_VOLUME_CLAIM, PRIORITY_CLASS, RUNTIME_CLASS, RESOURCE_CLAIM_TEMPLATE,
 )  # fmt: skip
 _BY_KIND = {(r.api_version, r.kind): r for r in ALL}
 

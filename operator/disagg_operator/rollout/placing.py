@@ -21,7 +21,9 @@ def placed(rendered: Obj, key: WorkersKey, live: Mapping[WorkersKey, Obj], with_
 
     `rendered` has the name of the pool; `live` has the Deployments that exist.
     """
-    out = copy.deepcopy(rendered)
+    # Only name and selector differ; the template, which is large, is shared.
+    out = {**rendered, "metadata": {**rendered["metadata"]}, "spec": {**rendered["spec"]}}
+    out["spec"]["selector"] = copy.deepcopy(rendered["spec"]["selector"])
     same = live.get(key)
     if same is None and not any(other[0] == key[0] for other in live):
         return out

@@ -91,7 +91,10 @@ def unreadable(nads: Mapping[tuple[str, str], Obj]) -> Iterator[Flaw]:
         except ValueError as error:
             yield Flaw(ATTACHMENT_INVALID, f"{'/'.join(where)}: {error}")
             continue
-        if RDMA_PLUGIN in types and types[0] in _WITHOUT_DEVICE:
+        if types[:1] == [RDMA_PLUGIN]:
+            words = "the rdma plugin comes first, and moves the device of the interface that another has brought"
+            yield Flaw(ATTACHMENT_INVALID, f"{'/'.join(where)}: {words}")
+        elif RDMA_PLUGIN in types and types[0] in _WITHOUT_DEVICE:
             words = f"the rdma plugin is chained to {types[0]}, which brings no device that it could move"
             yield Flaw(ATTACHMENT_INVALID, f"{'/'.join(where)}: {words}")
 

@@ -34,6 +34,8 @@ class PoolNeeds:
     """Their other extended resources, such as GPUs."""
     pod: Obj
     """The spec of the pod."""
+    claims: tuple[str, ...] = ()
+    """The ResourceClaimTemplates of its devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +73,17 @@ def needs_of(template: Obj, namespace: str, resources: frozenset[str]) -> PoolNe
         devices={name: count for name, count in devices.items() if name in resources},
         others={name: count for name, count in devices.items() if name not in resources},
         pod=spec,
+        claims=tuple(
+            str(claim["resourceClaimTemplateName"])
+            for claim in spec.get("resourceClaims") or []
+            if claim.get("resourceClaimTemplateName")
+        ),
     )
 
 
 def network_check(found: Findings) -> NetworkCheck:
     """Return how the network of a deployment stands, with the first thing that it lacks."""
-    if not any(pool.links or pool.devices for pool in found.pools.values()):
+    if not any(pool.links or pool.devices or pool.claims for pool in found.pools.values()):
         return NetworkCheck()
     if (early := _attachments(found)) is not None:
         return early
@@ -98,7 +105,8 @@ def network_check(found: Findings) -> NetworkCheck:
         return NetworkCheck(False, flaw.reason, flaw.message, tolerated=found.tolerant)
     if not words:
         shown = sorted({"/".join(link.where) for pool in found.pools.values() for link in pool.links})
-        words = f"network attachment {', '.join(shown)} exists"
+        claims = sorted({name for pool in found.pools.values() for name in pool.claims})
+        words = f"network attachment {', '.join(shown)} exists" if shown else f"devices by {', '.join(claims)}"
     if found.declared == RDMA and _unproven(found.view):
         return NetworkCheck(True, "TransportUnproven", f"{words}; no counter shows yet that KV goes over rdma")
     return NetworkCheck(True, "NetworkFound", words)

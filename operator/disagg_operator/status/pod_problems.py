@@ -20,6 +20,9 @@ from disagg_wire.problems import ENGINE_OUT_OF_MEMORY, WorkerProblem, parse_term
 
 # The field that admits images which the restricted Pod Security Standard does not.
 POD_SECURITY_FIELD = "spec.engine.podSecurityLevel"
+# Only by this field do pods ask for the capability to lock memory.
+_RDMA_MODE_FIELD = "spec.kvTransfer.network.rdmaMode"
+_LOCKS_MEMORY = "IPC_LOCK"
 IMAGE_PULL, POD_CONFIG, CRASH_LOOP, CONTAINER_EXITED = "ImagePull", "PodConfig", "CrashLoop", "ContainerExited"
 INSUFFICIENT_CAPACITY, PODS_REFUSED = "InsufficientCapacity", "PodsRefused"
 # The waiting reasons of a container, grouped by what the user must do about them.
@@ -124,10 +127,11 @@ def refused(message: str) -> Problem:
         return Problem(PODS_REFUSED, words)
     beyond = f'"{_BASELINE.lower()}:' in message or any(word in message for word in _BEYOND_BASELINE)
     level = _PRIVILEGED if beyond else _BASELINE
+    field = _RDMA_MODE_FIELD if _LOCKS_MEMORY in message else POD_SECURITY_FIELD
     return Problem(
         POD_SECURITY_LEVEL,
         f"the pods need Pod Security {level}, which the namespace does not allow "
-        f"(label pod-security.kubernetes.io/enforce; {POD_SECURITY_FIELD}): {words}",
+        f"(label pod-security.kubernetes.io/enforce; {field}): {words}",
     )
 
 

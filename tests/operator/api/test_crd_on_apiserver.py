@@ -66,6 +66,9 @@ _URIS = [
 _URLS = ["https://host", "http://host:1/p", "https://me:x@host", "https://[::1]:9/a", "https://host\n"]
 _NETWORK = _some(
     attachmentRef=[_REF],
+    devicesBy=["Plugin", "Claim"],
+    rails=[[], [{"name": "a", "resourceName": "rdma/a"}]],
+    rdmaMode=["Root"],
     rdmaResource=[{"name": "rdma/a"}],
     attachment=_with(
         "type",

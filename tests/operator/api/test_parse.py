@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, good, watched
+from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, Obj, good, watched
 from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import InvalidResource, parse, parse_file
@@ -37,8 +37,8 @@ def test_a_pod_template_that_can_not_be_merged_is_refused_by_name(case: str) -> 
     assert words in str(caught.value)
 
 
-def test_a_subnet_of_either_family_and_another_interface_are_good() -> None:
-    for subnet in ("10.9.0.0/24", "10.9.0.1/24", "fd00::/64"):
+def test_a_subnet_with_addresses_for_workers_and_another_interface_are_good() -> None:
+    for subnet in ("10.9.0.0/24", "10.9.0.1/24", "10.9.0.0/30"):
         attachment = {"type": "macvlan", "master": "eth1", "subnet": subnet}
         network = {"attachment": attachment, "interface": "net2"}
         found = parse(good(kvTransfer={"network": network})).spec.kv_transfer
@@ -50,11 +50,36 @@ def test_a_subnet_of_either_family_and_another_interface_are_good() -> None:
     parse(good(kvTransfer={"network": {"attachment": ipam}}))
     with pytest.raises(InvalidResource, match="eth0 is an interface of every pod"):
         parse(good(kvTransfer={"network": {"attachment": ipam, "interface": "eth0"}}))
-    wrong = [({"subnet": "10.300.0.0/24"}, "no subnet"), ({"subnet": "10.9.0.0/64"}, "no subnet")]
-    for change, words in wrong:
-        attachment = {"type": "macvlan", "master": "eth1", **change}
+    wrong = {
+        "10.300.0.0/24": "no subnet",
+        "10.9.0.0/64": "no subnet",
+        # Of these the pods would never get an address that they can use.
+        "fd00::/64": "no IPv4 addresses",
+        "10.9.0.0/31": "too small",
+        "10.9.0.1/32": "too small",
+    }
+    for subnet, words in wrong.items():
+        attachment = {"type": "macvlan", "master": "eth1", "subnet": subnet}
         with pytest.raises(InvalidResource, match=words):
             parse(good(kvTransfer={"network": {"attachment": attachment}}))
+
+
+def test_rdma_devices_come_by_a_resource_by_rails_or_by_claims() -> None:
+    claimed: Obj = {"devicesBy": "Claim"}
+    plain: Obj = {"attachmentRef": {"name": "n"}}
+    rails: Obj = {"rails": [{"name": "r", "resourceName": "rdma/a"}]}
+    resource: Obj = {"name": "rdma/a", "quantity": 2, "per": "Accelerator"}
+    for network, some in ((plain, False), (rails, True), (claimed, True), (plain | claimed, True),
+                          (plain | {"rdmaResource": resource}, True)):  # fmt: skip
+        transfer = parse(good(kvTransfer={"network": network})).spec.kv_transfer
+        assert transfer.network is not None
+        assert (transfer.may_use_rdma, transfer.network.has_devices) == (some, some)
+        if (device := transfer.network.rdma_resource) is not None:
+            assert [device.devices(gpus) for gpus in (0, 1, 8)] == [2, 2, 16]
+    parse(good(kvTransfer={"transport": "rdma", "network": claimed}))
+    for network in (claimed | rails, plain | claimed | {"rdmaResource": resource}):
+        with pytest.raises(InvalidResource, match="devicesBy Claim stands for rdmaResource and rails"):
+            parse(good(kvTransfer={"network": network}))
 
 
 @pytest.mark.parametrize("case", UNKNOWN)

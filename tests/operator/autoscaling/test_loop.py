@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.fakes.kube import FakeKube
 
-from disagg_operator.autoscaling.live import LiveTable
+from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.autoscaling.loop import AutoscalerLoop
 from disagg_operator.autoscaling.records.decision_log import DecisionLog
 from disagg_operator.autoscaling.records.state_store import StateStore
 from disagg_operator.autoscaling.role_changer import RoleChanger
+from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.collector import Collector
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
@@ -122,6 +124,39 @@ async def test_a_bug_that_one_resource_meets_costs_no_other_its_decisions(
     assert not loop.live.of(("ns", "bad"), "uid-bad").decisions
     assert "ns/bad: no decision" in caplog.text
     assert b'disagg_autoscaler_failures_total{deployment="bad",namespace="ns"} 3.0' in loop.metrics.text()
+
+
+async def test_a_resource_of_which_nothing_exists_costs_a_tick_nothing(loop: Loop) -> None:
+    """A thousand that were just created would hold up all edits: a plan takes milliseconds."""
+    asked: list[str] = []
+
+    def plan_of(resource: Any) -> Any:
+        asked.append(resource["metadata"]["name"])
+        return scale_plan(resource)
+
+    loop.loop._plan_of = plan_of
+    for name in ("new", "old"):
+        loop.add(name)
+    for role in ("prefill", "decode"):
+        loop.cache.drop(DISAGG_POOL, loop.cache.get(DISAGG_POOL, ("ns", f"new-{role}")) or {})
+    await loop.loop.tick()
+    assert asked == ["old"]
+
+
+def test_a_plan_is_read_once_for_each_spec_until_one_is_served(loop: Loop) -> None:
+    loop.add("chat")
+    plan = scale_plan(loop.cache.get(DISAGG_DEPLOYMENT, ("ns", "chat")) or {})
+    entry, read = Live("u"), list[int]()
+
+    def reading(generation: int) -> ScalePlan | None:
+        read.append(generation)
+        return None if generation == 2 else plan
+
+    found = [entry.plan_from(number, partial(reading, number)) for number in (1, 1, 2, 2, 3)]
+    assert found == [plan, plan, None, None, plan]
+    entry.plan = plan
+    assert entry.plan_from(4, partial(reading, 4)) is plan
+    assert read == [1, 2, 3]
 
 
 WATCHED = {

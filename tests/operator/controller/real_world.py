@@ -11,6 +11,7 @@ from tests.integration.apiserver import ApiServer
 
 from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.signals.direct import Target
+from disagg_operator.controller import full_list
 from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
 from disagg_operator.controller.drainer import Drainer
 from disagg_operator.controller.judge import Judge
@@ -18,7 +19,9 @@ from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import ReferenceWatch
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
+from disagg_operator.controller.views import Views
 from disagg_operator.desired import Images
+from disagg_operator.kube.cache import Cache
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.credentials import load
 from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, DISAGG_POOL, Resource
@@ -48,6 +51,8 @@ class RealWorld:
         self.woken: list[Key] = []
         self.clock = 0.0
         self.references = ReferenceWatch(self.kube, self.woken.append, lambda: self.clock)
+        self.cache = Cache()
+        self.views = Views(self.kube, self.cache, lambda: self.clock)
         self.reconciler = Reconciler(
             kube=self.kube,
             live=LiveTable(),
@@ -60,6 +65,7 @@ class RealWorld:
             wall=lambda: "2026-01-01T00:00:00Z",
             new_cluster_key=lambda: "ab" * 32,
             clock=lambda: self.clock,
+            views=self.views,
         )
 
     async def open(self) -> RealWorld:
@@ -92,6 +98,7 @@ class RealWorld:
         await self.send("PATCH", path, patch, "application/json-patch+json")
 
     async def run(self, name: str) -> float | None:
+        await full_list.refresh(self.kube, self.cache, [self.namespace])
         return await self.reconciler.run((self.namespace, name))
 
     async def resource(self, name: str) -> Obj:

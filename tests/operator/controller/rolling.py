@@ -149,6 +149,7 @@ class Rolling(World):
     def later(self, seconds: int) -> None:
         at = datetime.datetime.fromisoformat(self.now) + datetime.timedelta(seconds=seconds)
         self.now = at.isoformat().replace("+00:00", "Z")
+        self.clock_s += seconds
 
     def revision_of(self, role: str) -> str:
         """Return the revision of a role that the spec renders."""

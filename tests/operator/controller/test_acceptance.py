@@ -15,6 +15,7 @@ from disagg_operator.api import base, parse
 from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.autoscaling.policy.decision import PoolRules
 from disagg_operator.controller import acceptance
+from disagg_operator.controller.feasibility import NEVER_READY
 from disagg_operator.controller.replicas import Declared
 from disagg_operator.policy import NamespacePolicy
 
@@ -133,6 +134,14 @@ def test_the_attachment_is_the_one_that_is_referred_to_or_rendered(
 def test_every_example_is_carried_out_and_nothing_of_it_is_questionable(path: Path) -> None:
     found = acceptance.assess(yaml.safe_load(path.read_text()), NamespacePolicy())
     assert [*found.violations, *found.questions] == []
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_example_speaks_of_no_refusal_that_would_not_come(path: Path) -> None:
+    found = yaml.safe_load(path.read_text())
+    found["spec"].get("kvTransfer", {}).pop("fallback", None)
+    reasons = {v.reason for v in acceptance.assess(found, NamespacePolicy()).violations}
+    assert (NEVER_READY in path.read_text()) == (NEVER_READY in reasons)
 
 
 def test_what_is_nested_too_deep_is_refused_before_it_is_read() -> None:

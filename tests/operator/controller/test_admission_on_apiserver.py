@@ -152,7 +152,7 @@ async def test_a_webhook_that_is_away_is_no_refusal_and_cured_when_it_is_back(
     await world.create("chat", SPEC)
     with pytest.raises(Retry, match="failed calling webhook") as raised:
         await world.run("chat")
-    await world.reconciler.tell_failure((world.namespace, "chat"), "APIServerError", str(raised.value))
+    await world.reconciler.statuses.tell_failure((world.namespace, "chat"), "APIServerError", str(raised.value))
     assert "failed calling webhook" in (await world.condition("chat", "Reconciled"))["message"]
     assert (await accepted(world))[0] == "Unknown"
     assert await world.made() == []

@@ -35,7 +35,7 @@ RENDERED: dict[str, Any] = {
 
 def live(change: str = "") -> dict[str, Any]:
     """Return the object as an API server returns it, with one change by another client."""
-    obj = stamped(RENDERED)
+    obj = copy.deepcopy(stamped(RENDERED))
     obj["metadata"]["uid"] = "1"
     obj["status"] = {"replicas": 2}
     spec = obj["spec"]["template"]["spec"]

@@ -22,6 +22,11 @@ def scaled(low: int, high: int, gpus: int = 1) -> dict[str, Any]:
 RATIO: dict[str, Any] = {"prefill": scaled(1, 4), "decode": scaled(1, 8)}
 
 
+def made(attachment: dict[str, Any], **device: Any) -> dict[str, Any]:
+    rdma = {"rdmaResource": device} if device else {}
+    return good(kvTransfer={"network": {"attachment": attachment, **rdma}})
+
+
 def network(**more: Any) -> dict[str, Any]:
     return {"network": {"attachmentRef": {"name": "n"}, **more}}
 
@@ -66,6 +71,23 @@ def network(**more: Any) -> dict[str, Any]:
              "resourceName": "nvidia.com/gpu"}}}),
             "spec.kvTransfer.network.attachment.resourceName", "InvalidSpec",
         ),
+        (
+            good(decode={"deviceClaim": {"templateName": "t", "rdmaDevices": 1}}),
+            "spec.decode.deviceClaim.rdmaDevices", "InvalidSpec",
+        ),
+        (
+            good(prefill={"deviceClaim": {"templateName": "t", "rdmaDevices": 1}},
+                 kvTransfer={"network": {"devicesBy": "Claim"}}),
+            "spec.decode.deviceClaim", "InvalidSpec",
+        ),
+        (
+            made({"type": "macvlan", "master": "eth1", "ipam": {"poolName": "kv"}}),
+            "spec.kvTransfer.network.attachment.ipam.type", "InvalidSpec",
+        ),
+        (
+            made({"type": "host-device", "master": "eth1", "subnet": "10.9.0.0/24"}, name="rdma/a", quantity=2),
+            "spec.kvTransfer.network.attachment.master", "InvalidSpec",
+        ),
         (good(decode={"accelerator": {"product": "A", "count": 0}}), "spec.decode.accelerator.product", "InvalidSpec"),
         (
             good(kvTransfer={"transport": "shm", "fallback": "Forbid"}),
@@ -90,6 +112,28 @@ def test_what_can_not_be_met_names_its_field(resource: dict[str, Any], path: str
         good(decode=GPU, kvTransfer=network(rdmaResource={"name": "rdma/a"})),
         good(prefill={"accelerator": {"count": 0}}, kvTransfer=network(rdmaResource={"name": "nvidia.com/gpu"})),
         good(kvTransfer={"transport": "rdma", "fallback": "Warn", **network(rdmaResource={"name": "rdma/a"})}),
+        good(
+            kvTransfer={
+                "network": {
+                    "attachment": {"type": "host-device", "master": "eth1", "ipam": {"type": "dhcp"}},
+                    "rdmaResource": {"name": "rdma/a"},
+                }
+            }
+        ),
+        good(
+            kvTransfer={
+                "network": {
+                    "attachment": {"type": "host-device", "resourceName": "a/b", "subnet": "10.9.0.0/24"},
+                    "rdmaResource": {"name": "a/b", "quantity": 2},
+                }
+            }
+        ),
+        good(
+            prefill={"deviceClaim": {"templateName": "t", "rdmaDevices": 1}},
+            decode={"deviceClaim": {"templateName": "t", "rdmaDevices": 2}},
+            kvTransfer={"transport": "rdma", "network": {"devicesBy": "Claim"}},
+        ),
+        good(prefill={"deviceClaim": {"templateName": "t"}}),
         of("vllm", kvTransfer={"transport": "rdma", **network(rdmaResource={"name": "rdma/a"})}),
     ],
 )

@@ -104,6 +104,18 @@ def test_the_devices_of_a_worker_are_those_of_all_fields() -> None:
     assert reference.devices == frozenset()
 
 
+def test_a_pod_template_adds_claims_and_leaves_that_of_the_spec_alone() -> None:
+    def found(claims: Any) -> list[str]:
+        pod = {"deviceClaim": {"templateName": "pairs"}, "podTemplate": {"spec": {"resourceClaims": claims}}}
+        return [violation.path for violation in unpermitted(read(good(decode=pod)), POLICY)]
+
+    path = "spec.decode.podTemplate.spec.resourceClaims[devices]"
+    more = {"name": "more", "resourceClaimName": "x"}
+    assert found([more]) == []
+    assert found([{"name": "devices", "resourceClaimName": "x"}]) == [path]
+    assert found(None) == [path]
+
+
 def nested(depth: int) -> Any:
     return json.loads('{"a":' * depth + "{}" + "}" * depth)
 

@@ -18,8 +18,9 @@ def egress(world: Rolling) -> list[Obj]:
 
 
 def ports(world: Rolling) -> set[int]:
-    """Return the ports on which workers reach anybody."""
-    return {port["port"] for rule in egress(world) if "to" not in rule for port in rule["ports"]}
+    """Return the ports on which workers reach others than themselves."""
+    rules = (rule for rule in egress(world) if not any("podSelector" in peer for peer in rule.get("to", ())))
+    return {port["port"] for rule in rules for port in rule["ports"]}
 
 
 async def settled(**spec: Any) -> Rolling:

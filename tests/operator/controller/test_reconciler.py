@@ -11,6 +11,7 @@ from tests.operator.controller.world import KEY, World
 
 from disagg_operator.controller.status_inputs import NETWORK_RETRY_S
 from disagg_operator.kube.errors import KubeError
+from disagg_operator.kube.resources import NETWORK_ATTACHMENT
 from disagg_operator.status.kv_links import RouterView, WorkerLink
 from disagg_wire.problems import WorkerProblem
 
@@ -308,6 +309,29 @@ async def test_without_multus_nothing_that_needs_it_is_made_and_status_says_so()
     await world.settle()
     assert world.condition("NetworkReady")["status"] == "True"
     assert world.kube.names("NetworkAttachmentDefinition") == ["chat-kv"]
+
+
+async def test_the_operators_own_network_is_made_again_soon_after_it_was_deleted() -> None:
+    attachment = {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}
+    world = World(kvTransfer={"network": {"attachment": attachment}})
+    await world.settle()
+    own = ("NetworkAttachmentDefinition", "default", "chat-kv")
+    made = copy.deepcopy(world.kube.objects[own])
+    await world.references.look()
+
+    await world.kube.delete(world.kube.objects[own])
+    world.woken.clear()
+    await world.references.look()
+    assert world.woken == [KEY]
+    await world.settle()
+    assert world.kube.objects[own]["spec"] == made["spec"]
+    await world.references.look()
+    world.woken.clear()
+    await world.references.look()
+    assert world.woken == []
+    await world.kube.merge(NETWORK_ATTACHMENT, "default", "chat-kv", {"spec": {"config": "{}"}})
+    await world.references.look()
+    assert world.woken == [KEY]
 
 
 async def test_a_network_is_checked_down_to_its_chain_and_to_what_workers_find() -> None:

@@ -35,12 +35,22 @@ def test_the_fields_of_the_spec_name_secrets_claims_and_networks() -> None:
     hub = good(model={"uri": "hf://a/b", "authSecretRef": {"name": "hf"}})
     assert found(hub) == {"spec.model.authSecretRef": ("Secret", "default", "hf", "token")}
     inline = {"attachment": {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}}
-    assert found(good(kvTransfer={"network": inline})) == {}
+    path = "spec.kvTransfer.network.attachment"
+    assert found(good(kvTransfer={"network": inline})) == {
+        path: ("NetworkAttachmentDefinition", "default", "chat-kv", None)
+    }
     rails = [{"name": "a", "namespace": "nets", "resourceName": "v/a"}, {"name": "b", "resourceName": "v/b"}]
     assert found(good(kvTransfer={"network": {"rails": rails}})) == {
         "spec.kvTransfer.network.rails[0]": ("NetworkAttachmentDefinition", "nets", "a", None),
         "spec.kvTransfer.network.rails[1]": ("NetworkAttachmentDefinition", "default", "b", None),
     }
+
+
+def test_the_template_of_a_device_claim_must_be_there() -> None:
+    (claim,) = references_of(parse(good(decode={"deviceClaim": {"templateName": "pairs"}})))
+    (gone,) = missing((claim,), {claim.target: Sight(exists=False)})
+    words = "spec.decode.deviceClaim.templateName: ResourceClaimTemplate default/pairs does not exist"
+    assert str(gone) == words
 
 
 def test_an_edit_of_an_attachment_is_another_sight() -> None:
@@ -110,3 +120,9 @@ def test_a_claim_without_its_volume_is_missing_and_a_network_has_its_own_reason(
     (gone,) = missing(network, {network[0].target: Sight(exists=False)})
     assert gone.reason == "NetworkAttachmentMissing"
     assert isinstance(network[0].target, NamedObject)
+
+
+def test_what_the_operator_makes_itself_is_looked_at_and_never_missing() -> None:
+    inline = {"attachment": {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}}
+    (own,) = references_of(parse(good(kvTransfer={"network": inline})))
+    assert missing((own,), {own.target: Sight(exists=False)}) == []

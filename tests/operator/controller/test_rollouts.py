@@ -121,6 +121,24 @@ async def test_a_rollout_without_progress_is_stalled_after_its_deadline_and_the_
     assert "RolloutStalled" in {e["reason"] for e in world.kube.events}
 
 
+@pytest.mark.parametrize("seconds", [3 * 3600, -3 * 3600])
+async def test_a_wall_clock_that_jumps_ends_no_rollout(seconds: int) -> None:
+    world = await settled(rollout={"progressDeadlineSeconds": 600, "autoRollback": True})
+    await _break(world)
+    world.later(500)
+    await world.roll()
+    world.later(seconds)
+    world.clock_s -= seconds  # no time has passed
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "RollingOut"
+    world.later(90)
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "RollingOut"
+    world.later(11)
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "RolledBack"
+
+
 @pytest.mark.parametrize(
     "stored",
     ["garbled", [], {}, *({"lastProgressTime": text} for text in ("", "yesterday", "2025-01-01T00:00:00", 7, None))],

@@ -19,6 +19,7 @@ REPO = Path(__file__).resolve().parents[3]
 EXAMPLES = ("quickstart", "llama-70b", "llama-8b", "pvc", "vllm-8b", "vllm-70b", "sglang-8b", "lora")
 _GPU = {"accelerator": {"count": 1}}
 _MI300X = {"count": 2, "product": "AMD_Instinct_MI300X_OAM", "resourceName": "amd.com/gpu"}
+_CLAIMS: dict[str, Any] = {"accelerator": {"count": 2}, "parallelism": {"tensor": 2}}
 _NETWORK = {"attachmentRef": {"name": "fabric"}, "rdmaResource": {"name": "rdma/hca"}}
 # What no example shows.
 SPECS: dict[str, dict[str, Any]] = {
@@ -76,6 +77,20 @@ SPECS: dict[str, dict[str, Any]] = {
                 },
                 "rdmaResource": {"name": "nvidia.com/hostdev"},
             },
+        },
+    },
+    "vllm-claims": {
+        "engine": {"type": "vllm"},
+        "prefill": _CLAIMS | {"deviceClaim": {"templateName": "pairs-of-2", "rdmaDevices": 2}},
+        "decode": _CLAIMS | {"deviceClaim": {"templateName": "pairs-of-2", "rdmaDevices": 2}},
+        "kvTransfer": {"transport": "rdma", "network": {"devicesBy": "Claim", "interface": "dranet0"}},
+    },
+    "sglang-claimed-functions": {
+        "engine": {"type": "sglang"},
+        "prefill": {**_GPU, "deviceClaim": {"templateName": "nics", "accelerators": False, "rdmaDevices": 1}},
+        "decode": {**_GPU, "deviceClaim": {"templateName": "nics", "accelerators": False, "rdmaDevices": 1}},
+        "kvTransfer": {
+            "transport": "rdma", "network": {"devicesBy": "Claim", "attachmentRef": {"name": "fabric"}},
         },
     },
     "lmdeploy": {"engine": {"type": "lmdeploy", "maxModelLen": 8192}, "prefill": _GPU, "decode": _GPU},

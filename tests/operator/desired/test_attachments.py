@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from tests.operator.api.resources import good
 
-from disagg_operator.api import DisaggDeployment
+from disagg_operator.api import DisaggDeployment, parse
 from disagg_operator.api.v1alpha1 import read
+from disagg_operator.desired import Images
 from disagg_operator.desired.attachments import (
     Link,
     attachment_config,
@@ -19,6 +20,7 @@ from disagg_operator.desired.attachments import (
     networks_text,
     resources_of,
 )
+from disagg_operator.desired.pod_templates import worker_template
 from disagg_operator.desired.renderer import CURRENT, FIRST
 
 VF: dict[str, Any] = {
@@ -102,6 +104,30 @@ def test_the_rdma_plugin_is_chained_where_the_virtual_function_is_the_device() -
     ]  # fmt: skip
     assert config(rdma="nvidia.com/vf", **VF)["plugins"][1:] == [{"type": "rdma"}]
     assert config(rdma="nvidia.com/vf", **VF | {"type": "ib-sriov"})["plugins"][1:] == [{"type": "rdma"}]
+
+
+def test_a_pod_template_may_add_claims_to_that_of_the_spec() -> None:
+    more: Any = {"name": "more", "resourceClaimName": "x"}
+    container = {"name": "main", "resources": {"claims": [{"name": "more"}]}}
+    pool: Any = {
+        "accelerator": {"count": 2},
+        "deviceClaim": {"templateName": "pairs", "rdmaDevices": 2},
+        "podTemplate": {"spec": {"resourceClaims": [more], "containers": [container]}},
+    }
+    network = {"network": {"devicesBy": "Claim"}}
+    dd = parse(good(decode=pool, prefill=pool, kvTransfer=network))
+    pod = worker_template(dd, "decode", Images())[0]["spec"]
+    assert pod["resourceClaims"] == [{"name": "devices", "resourceClaimTemplateName": "pairs"}, more]
+    assert pod["containers"][0]["resources"]["claims"] == [{"name": "devices"}, {"name": "more"}]
+    assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["requests"]
+    assert (device_count(dd, "decode"), links_of(dd, "decode", CURRENT)) == (2, ())
+
+
+def test_a_subnet_is_told_by_its_first_address() -> None:
+    """By another one, host-local refuses it, and no pod gets an interface."""
+    macvlan: dict[str, Any] = {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.7/24"}
+    assert config(**macvlan)["ipam"]["ranges"] == [[{"subnet": "10.9.0.0/24"}]]
+    assert config(1, **macvlan)["ipam"]["ranges"] == [[{"subnet": "10.9.0.7/24"}]]
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,20 @@ def test_workers_request_what_their_pool_says_or_a_little(pool: dict[str, Any], 
 def test_a_rollout_has_as_long_as_its_probes_and_the_drain_of_another_pod() -> None:
     dd = parse(good(prefill={"drain": {"timeoutSeconds": 1000}}))
     assert parts.progress_deadline_s(dd, "prefill") > 1000 + parts.STARTUP_PERIOD_S * parts.STARTUP_FAILURES
+
+
+def test_a_claim_stands_for_the_accelerators_unless_it_is_for_other_devices() -> None:
+    gpus: dict[str, Any] = {"accelerator": {"count": 2}, "resources": {"requests": {"cpu": "4"}}}
+
+    def made(**claim: Any) -> tuple[Any, Any]:
+        dd = parse(good(decode=gpus | ({"deviceClaim": claim} if claim else {})))
+        return parts.device_claims(dd, "decode"), parts.worker_resources(dd, "decode", renderer.CURRENT)
+
+    assert made()[0] == {}
+    assert "claims" not in made()[1]
+    claims, resources = made(templateName="pairs")
+    assert claims == {"resourceClaims": [{"name": "devices", "resourceClaimTemplateName": "pairs"}]}
+    assert resources == {"requests": {"cpu": "4", "memory": "8Gi"}, "claims": [{"name": "devices"}]}
+    _, resources = made(templateName="nics", accelerators=False)
+    assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == "2"
+    assert resources["claims"] == [{"name": "devices"}]

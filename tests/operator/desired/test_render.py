@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,19 @@ def test_workers_reach_the_web_only_to_fetch_a_model_from_there(uri: str, web: b
     assert any(p["port"] == 443 for rule in egress for p in rule["ports"]) is web
 
 
+def test_the_web_has_no_metadata_services() -> None:
+    [web] = [r for r in _objects(model={"uri": "hf://org/m"})["NetworkPolicy", "chat-workers"]["spec"]["egress"]
+             if any(p["port"] == 443 for p in r["ports"])]  # fmt: skip
+    blocks = {peer["ipBlock"]["cidr"]: peer["ipBlock"]["except"] for peer in web["to"] if "ipBlock" in peer}
+    assert blocks.keys() == {"0.0.0.0/0", "::/0"}
+    for cidr, excepted in blocks.items():
+        version = ipaddress.ip_network(cidr).version
+        assert all(ipaddress.ip_network(e).version == version for e in excepted)
+        for address in ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254"):
+            inside = [e for e in excepted if ipaddress.ip_address(address) in ipaddress.ip_network(e)]
+            assert bool(inside) is (ipaddress.ip_address(address).version == version)
+
+
 def test_routers_may_read_the_slices_of_their_namespace_and_nothing_else() -> None:
     objects = _objects()
     rules = objects["Role", "chat-router"]["rules"]
@@ -233,6 +247,28 @@ def test_the_kubelet_keeps_the_last_words_of_every_container(name: str) -> None:
         pod = deployment["spec"]["template"]["spec"]
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", container["name"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_no_container_gets_its_signal_before_it_can_hear_it(name: str) -> None:
+    for deployment in (o for o in render(example(name), FACTS) if o["kind"] == "Deployment"):
+        for container in deployment["spec"]["template"]["spec"]["containers"]:
+            assert list(container["lifecycle"]["preStop"]) in (["sleep"], ["httpGet"]), container["name"]
+
+
+@pytest.mark.parametrize(
+    ("hooks", "expected"),
+    [
+        ({"preStop": {"exec": {"command": ["true"]}}}, {"preStop": {"exec": {"command": ["true"]}}}),
+        (
+            {"postStart": {"exec": {"command": ["true"]}}},
+            {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"sleep": {"seconds": 1}}},
+        ),
+    ],
+)
+def test_a_hook_of_the_podtemplate_takes_the_place_of_the_pause(hooks: Obj, expected: Obj) -> None:
+    template = {"spec": {"containers": [{"name": "main", "lifecycle": hooks}]}}
+    assert _worker(_objects(decode={"podTemplate": template}), "decode")["lifecycle"] == expected
 
 
 def test_an_earlier_renderer_knows_none_of_the_later_steps() -> None:

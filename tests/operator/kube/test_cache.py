@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from disagg_operator.kube.cache import MISSED, WATCHED, Cache
-from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, POD
+import pytest
+
+from disagg_operator.kube.cache import MISSED, WATCHED, Cache, is_kept, version_of
+from disagg_operator.kube.resources import (
+    DEPLOYMENT,
+    DISAGG_DEPLOYMENT,
+    DISAGG_POOL,
+    POD,
+    SECRET,
+    SERVICE,
+    Resource,
+    name_of,
+)
+from disagg_wire.labels import LABEL_DEPLOYMENT
 
 KEY = ("n", "chat")
+LABELS = {LABEL_DEPLOYMENT: "chat"}
 
 
 def resource(generation: int = 1, uid: str = "u", **status: Any) -> dict[str, Any]:
@@ -42,6 +56,20 @@ def test_a_request_to_update_the_runtime_wakes_and_other_annotations_do_not() ->
         changed = {**asked, "metadata": {**asked["metadata"], "annotations": marks}}
         assert cache.put(DISAGG_DEPLOYMENT, changed) == woken
     assert cache.objects(DISAGG_DEPLOYMENT) == [changed]
+
+
+def test_objects_share_their_names_and_short_texts() -> None:
+    cache, long = Cache(), "x" * 100
+    for name in ("p", "q"):
+        container = {"image": "w:1", "env": [name, 1, None, {"value": "some words"}], "long": long}
+        cache.put(POD, json.loads(json.dumps({**pod(name), "spec": {"containers": [container]}})))
+    one, other = (obj["spec"]["containers"][0] for obj in cache.objects(POD))
+    assert (one["env"][:3], other["env"][:3], other["long"]) == (["p", 1, None], ["q", 1, None], long)
+    assert one["env"][3]["value"] is other["env"][3]["value"]
+    assert all(a is b for a, b in zip(one, other, strict=True))
+    before = cache.objects(POD)
+    cache.put(POD, json.loads(json.dumps(before[0] | {"metadata": {**before[0]["metadata"], "managedFields": []}})))
+    assert cache.objects(POD)[0] is before[0]  # nothing is copied that has not changed
 
 
 def test_a_pod_wakes_its_deployment_when_its_readiness_changes() -> None:
@@ -129,3 +157,113 @@ def test_of_other_children_only_the_deletion_wakes() -> None:
         assert cache.put(kind, pod()) == set()
         assert cache.drop(kind, pod()) == {KEY}
         assert cache.drop(kind, pod(labels={})) == set()
+
+
+def version(obj: dict[str, Any], number: int, **meta: Any) -> dict[str, Any]:
+    return {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(number), **meta}}
+
+
+def held(cache: Cache) -> int:
+    found = cache.get(POD, ("n", "p"))
+    return -1 if found is None else version_of(found)
+
+
+def test_an_older_version_never_replaces_a_newer_one() -> None:
+    cache = Cache()
+    assert cache.put(POD, version(pod(), 5)) == {KEY}
+    assert cache.put(POD, version(pod(labels={**LABELS, "new": "x"}), 4)) == set()
+    assert cache.note(POD, version(pod(), 3)) is None
+    assert held(cache) == 5
+    assert cache.put(POD, version(pod(labels={**LABELS, "new": "x"}), 6)) == {KEY}
+    assert held(cache) == 6
+
+
+def test_what_was_noted_counts_as_news_when_its_event_comes() -> None:
+    cache = Cache()
+    cache.note(POD, version(pod(), 5))
+    assert cache.family(KEY) == [cache.get(POD, ("n", "p"))]
+    assert cache.put(POD, version(pod(), 5)) == {KEY}
+    assert cache.put(POD, version(pod(), 5)) == set()
+
+
+def test_what_comes_while_a_kind_is_listed_survives_the_list() -> None:
+    cache = Cache()
+    cache.put(POD, version(pod(name="old"), 5))
+    newest = cache.newest(POD)
+    cache.put(POD, version(pod(), 6))
+    cache.put(POD, version(pod(name="old"), 7))
+    assert cache.replace(POD, [version(pod(name="old"), 5)], newest) == set()
+    assert held(cache) == 6
+    assert [version_of(obj) for obj in cache.family(KEY)] == [7, 6]
+    assert cache.replace(POD, [], cache.newest(POD)) == {KEY}
+    assert cache.family(KEY) == []
+
+
+def test_a_list_of_older_versions_is_that_of_a_backup() -> None:
+    cache = Cache()
+    cache.put(POD, version(pod(), 50))
+    cache.replace(POD, [version(pod(), 7)], cache.newest(POD))
+    assert (held(cache), cache.newest(POD)) == (7, 7)
+    cache.put(POD, version(pod(), 8))
+    assert held(cache) == 8
+
+
+def test_a_read_of_one_family_leaves_the_others_alone() -> None:
+    cache = Cache()
+    other = {**LABELS, LABEL_DEPLOYMENT: "other"}
+    cache.put(POD, version(pod(), 5))
+    cache.put(POD, version(pod(name="q", labels=other), 5))
+    cache.put(SERVICE, version(pod(name="s"), 5))
+    newest = {POD.kind: cache.newest(POD)}
+    cache.put(POD, version(pod(name="late"), 6))
+    found = {**version(pod(name="found"), 5), "kind": POD.kind}
+    cache.replace_family(KEY, [found], newest)
+    assert [name_of(obj) for obj in cache.family(KEY)] == ["found", "late", "s"]
+    assert [name_of(obj) for obj in cache.family((KEY[0], "other"))] == ["q"]
+
+
+def test_an_object_whose_label_changes_leaves_its_family() -> None:
+    cache = Cache()
+    cache.put(POD, version(pod(), 5))
+    cache.put(POD, version(pod(labels={**LABELS, LABEL_DEPLOYMENT: "other"}), 6))
+    assert cache.family(KEY) == []
+    assert len(cache.family((KEY[0], "other"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "kept"),
+    [
+        (POD, LABELS, True),
+        (POD, {}, False),
+        (DISAGG_POOL, {}, True),
+        (SERVICE, LABELS, True),
+        (SECRET, LABELS, False),
+    ],
+)
+def test_what_the_watches_bring(kind: Resource, labels: dict[str, str], kept: bool) -> None:
+    assert is_kept(kind, pod(labels=labels)) is kept
+
+
+def test_a_version_that_is_no_number_is_the_oldest() -> None:
+    assert version_of(pod()) == 0
+    assert version_of({"metadata": {"resourceVersion": "x1"}}) == 0
+
+
+def test_what_is_deleted_while_a_kind_is_listed_does_not_come_back_with_the_list() -> None:
+    cache = Cache()
+    cache.put(POD, version(pod(), 5))
+    newest = cache.newest(POD)
+    assert cache.drop(POD, version(pod(), 6)) == {KEY}
+    cache.replace(POD, [version(pod(), 5)], newest)
+    assert held(cache) == -1
+    cache.replace(POD, [version(pod(), 5)], cache.newest(POD))  # a backup in which it still exists
+    assert held(cache) == 5
+
+
+def test_what_is_deleted_while_a_family_is_read_does_not_come_back() -> None:
+    cache = Cache()
+    cache.put(POD, version(pod(), 5))
+    newest = {POD.kind: cache.newest(POD)}
+    cache.drop(POD, version(pod(), 6))
+    cache.replace_family(KEY, [{**version(pod(), 5), "kind": POD.kind}], newest)
+    assert held(cache) == -1

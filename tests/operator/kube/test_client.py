@@ -195,6 +195,37 @@ async def test_a_dead_server_is_a_retry(server: tuple[Server, str]) -> None:
     await door.close()
 
 
+async def test_an_answer_that_breaks_off_and_a_redirection_are_not_taken_for_answers(
+    kube: HttpKube, server: tuple[Server, str]
+) -> None:
+    async def breaks_off(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        request.transport.close()
+        return web.Response()
+
+    server[0].answers.append(breaks_off)
+    server[0].add(body=POD_OBJ)
+    assert await kube.get(POD, "n", "a") == POD_OBJ
+    # Credentials are sent to no other address.
+    server[0].add(302, Location=f"{server[1]}/elsewhere")
+    with pytest.raises(KubeError, match="302"):
+        await kube.get(POD, "n", "a")
+    assert [path for _, path, *_ in server[0].seen] == ["/api/v1/namespaces/n/pods/a"] * 3
+
+
+async def test_the_address_of_an_api_server_may_have_a_path_and_selectors_are_quoted(
+    server: tuple[Server, str],
+) -> None:
+    door = HttpKube(Credentials(f"{server[1]}/k8s/clusters/c-1/"))
+    server[0].add(body={"items": []})
+    assert await door.list(POD, "n", labels="a in (b, c&d)") == []
+    _, path, query, _, _ = server[0].seen[0]
+    assert path == "/k8s/clusters/c-1/api/v1/namespaces/n/pods"
+    assert query["labelSelector"] == "a in (b, c&d)"
+    await door.close()
+
+
 async def test_a_rotated_token_is_read_again_once(server: tuple[Server, str]) -> None:
     tokens = iter(["old", "new", "new"])
     door = HttpKube(Credentials(server[1], read_token=lambda: next(tokens)))

@@ -71,6 +71,7 @@ D = WorkerLink("d", "decode", "rdma", "mlx5_0:1", devices=2)
         (replace(GOOD, nads={WHERE: None}), "NetworkAttachmentMissing", False, "nets/fabric does not exist"),
         (replace(GOOD, hidden=frozenset({WHERE})), "AttachmentNotReadable", None, "may not read nets/fabric"),
         (replace(GOOD, nads={WHERE: nad("macvlan", "rdma")}), "AttachmentInvalid", False, "nets/fabric"),
+        (replace(GOOD, nads={WHERE: nad("rdma", "sriov")}), "AttachmentInvalid", False, "the rdma plugin comes first"),
         (PLAIN, "NetworkFound", True, "network attachment nets/fabric exists"),
         (GOOD, "NetworkFound", True, f"2 nodes for prefill, 2 nodes for decode (2 {VF})"),
         (replace(GOOD, nodes=[node("a", 8, 8)]), "NetworkFound", True, "1 node for prefill, 1 node for decode"),
@@ -145,3 +146,14 @@ def test_what_rdma_lacks_degrades_a_deployment_that_serves_without() -> None:
 def test_only_the_devices_of_the_network_are_its_own() -> None:
     assert (WORKER.devices, WORKER.others, len(WORKER.links)) == ({VF: 2}, {GPU: 2}, 2)
     assert needs_of({}, "default", frozenset()) == PoolNeeds((), {}, {}, {})
+
+
+def test_devices_by_claims_are_checked_by_what_workers_find() -> None:
+    claims = [{"name": "devices", "resourceClaimTemplateName": "pairs"}, {"name": "mine", "resourceClaimName": "x"}]
+    claimed = needs_of({"spec": {"resourceClaims": claims}}, "default", frozenset())
+    assert claimed.claims == ("pairs",)
+    found = replace(GOOD, pools={"prefill": claimed, "decode": claimed}, multus=False, nads={}, nodes=None)
+    check = network_check(found)
+    assert (check.reason, check.ok, check.message) == ("NetworkFound", True, "devices by pairs")
+    check = network_check(replace(found, told={"x": NO_DEVICE}))
+    assert (check.reason, check.ok) == ("NoUverbsDevice", False)

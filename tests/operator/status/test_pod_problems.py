@@ -208,4 +208,7 @@ def test_the_worst_of_the_pods_speaks_and_counts_its_like() -> None:
 def test_pods_that_the_api_server_refuses_need_a_level(message: str, reason: str, words: str) -> None:
     problem = refused(message)
     assert problem.reason == reason
+    if reason == "PodSecurityLevel":
+        field = "spec.kvTransfer.network.rdmaMode" if "IPC_LOCK" in message else "spec.engine.podSecurityLevel"
+        assert field in problem.message
     assert words in problem.message

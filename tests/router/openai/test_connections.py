@@ -7,18 +7,21 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 from aiohttp import web
+from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp
 from tests.router.test_upstream import ASKED, STREAMED, scripted, split
+from tests.wire.shapes import AMBIGUOUS, IN_CHUNKS, PLAIN
 
 from disagg_router.openai.connections import connection_class
 from disagg_router.openai.streaming import SseResponse
+from disagg_wire.connection_guard import ConnectionLimits, Port
 
 LIMIT_S = 0.4
 PIECE = b"x" * (64 << 10)
@@ -50,11 +53,18 @@ async def was_reset(sock: socket.socket) -> bool:
     return False
 
 
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    body = await StarletteRequest(scope, receive).body()
+    await Response(b"<" + body + b">")(scope, receive, send)
+
+
 @asynccontextmanager
-async def serving(app: ASGIApp, stalls: list[int], limit_s: float = LIMIT_S) -> AsyncIterator[str]:
+async def serving(
+    app: ASGIApp, stalls: list[int], limit_s: float = LIMIT_S, connections: int = 100
+) -> AsyncIterator[str]:
     """Serve an application; yields the URL. `stalls` gets an item for each client that is cut."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        http = connection_class(limit_s, lambda: stalls.append(1))
+        http = connection_class(Port(ConnectionLimits(connections, stall_s=limit_s), lambda: stalls.append(1)))
         config = uvicorn.Config(app, http=http, lifespan="off", log_level="warning", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve(sockets=[sock]))
@@ -132,86 +142,39 @@ async def test_a_client_that_reads_gets_all() -> None:
     assert stalls == []
 
 
-class Wire:
-    """A transport and a loop whose time and buffer a test sets."""
-
-    def __init__(self) -> None:
-        self.now_s, self.left_bytes, self.aborted = 0.0, 0, False
-        self.looks: list[tuple[float, Any]] = []
-
-    def time(self) -> float:
-        return self.now_s
-
-    def call_later(self, delay_s: float, call: Any) -> Any:
-        self.looks.append((self.now_s + delay_s, call))
-        return self
-
-    def cancel(self) -> None:
-        self.looks.clear()
-
-    def get_write_buffer_size(self) -> int:
-        return self.left_bytes
-
-    def get_extra_info(self, name: str) -> None:
-        return None
-
-    def abort(self) -> None:
-        self.aborted = True
-
-    def advance(self, until_s: float) -> None:
-        while self.looks and self.looks[0][0] <= until_s:
-            self.now_s, call = self.looks.pop(0)
-            call()
-        self.now_s = until_s
+async def answers(address: httpx.URL, sent: bytes) -> bytes:
+    """Send bytes over a connection of their own, and return all that comes back."""
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(sent)
+    async with asyncio.timeout(20):
+        found = await reader.read()
+    writer.close()
+    return found
 
 
-class Flow:
-    def pause_writing(self) -> None:
-        pass
-
-    resume_writing = pause_writing
-
-
-def connection(stalls: list[int]) -> tuple[Any, Wire]:
-    wire = Wire()
-    made = cast("Any", connection_class(60.0, lambda: stalls.append(1)))
-    found = made.__new__(made)
-    found.loop = found.transport = wire
-    found.flow = Flow()
-    return found, wire
+async def test_ambiguous_requests_are_refused() -> None:
+    async with serving(Response(b"x"), []) as url:
+        for name, sent in AMBIGUOUS.items():
+            found = await answers(httpx.URL(url), sent)
+            assert found.startswith(b"HTTP/1.1 400") or b"\r\n\r\nx" not in found, name
 
 
-def test_a_slow_client_is_not_cut_while_it_reads_something() -> None:
-    stalls: list[int] = []
-    found, wire = connection(stalls)
-    wire.left_bytes = 80_000
-    found.pause_writing()
-    for second in range(50, 501, 50):
-        wire.advance(second)
-        wire.left_bytes -= 1
-    wire.advance(560)
-    assert not wire.aborted
-    wire.advance(575)
-    assert (wire.aborted, stalls) == (True, [1])
-    assert wire.looks == []
+async def test_plain_requests_are_served_over_one_connection() -> None:
+    """Also those that ask for another protocol, as some clients do with each request."""
+    upgrade = PLAIN.replace(b"host: x", b"host: x\r\nconnection: upgrade\r\nupgrade: h2c")
+    async with serving(echo, []) as url:
+        found = await answers(httpx.URL(url), PLAIN + IN_CHUNKS + upgrade + PLAIN.replace(b"1.1", b"1.0"))
+        assert found.count(b"HTTP/1.1 200") == 4
+        assert found.count(b"<abc>") == 4
 
 
-def test_what_is_written_meanwhile_is_no_stall() -> None:
-    found, wire = connection([])
-    wire.left_bytes = 70_000
-    found.pause_writing()
-    wire.advance(59)
-    found.resume_writing()
-    wire.left_bytes = 90_000  # more has been written than the client has read
-    found.pause_writing()
-    wire.advance(110)
-    assert not wire.aborted
-    wire.left_bytes = 0
-    wire.advance(130)
-    assert (wire.aborted, wire.looks) == (False, [])  # nobody looks at a connection without data
-    wire.left_bytes = 70_000
-    found.pause_writing()
-    wire.advance(189)
-    assert not wire.aborted
-    wire.advance(191)
-    assert wire.aborted
+async def test_strangers_hold_no_place_that_somebody_needs() -> None:
+    async with serving(echo, [], connections=8) as url:
+        address = httpx.URL(url)
+        held = [await asyncio.open_connection(address.host, address.port) for _ in range(20)]
+        for _, writer in held:
+            writer.write(b"POST / HTTP/1.1\r\n")
+        async with httpx.AsyncClient(trust_env=False) as http:
+            assert (await http.post(url, content=b"abc")).content == b"<abc>"
+        for _, writer in held:
+            writer.close()

@@ -75,3 +75,16 @@ def _common(a: list[int], b: list[int]) -> int:
     while n < min(len(a), len(b)) and a[n] == b[n]:
         n += 1
     return n
+
+
+def test_what_was_not_sent_after_all_is_forgotten_for_this_worker_alone() -> None:
+    prefixes = PrefixMap()
+    names = prefix_names(LONG, "")
+    prefixes.sent(names, "a")
+    prefixes.sent(names[:3], "b")
+    prefixes.not_sent(names[2:], "a")
+    assert prefixes.cached_tokens(names) == {"a": 2 * STRIDE_TOKENS, "b": 3 * STRIDE_TOKENS}
+    prefixes.not_sent(names, "b")
+    assert (prefixes.cached_tokens(names), len(prefixes)) == ({"a": 2 * STRIDE_TOKENS}, 2)
+    prefixes.not_sent(prefix_names(LONG, "x"), "a")
+    assert len(prefixes) == 2

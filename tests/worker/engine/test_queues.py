@@ -18,7 +18,7 @@ from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.sequence import Sequence
 
 acts = st.tuples(
-    st.sampled_from(["local", "local", "prefill", "reserve", "join", "turn", "release"]),
+    st.sampled_from(["local", "local", "rest", "rest", "prefill", "reserve", "join", "turn", "release"]),
     st.integers(1, 60),
     st.integers(1, 60),
     st.sampled_from(["", "a"]),
@@ -37,6 +37,11 @@ def test_every_request_ends_and_every_block_comes_back(
         try:
             if kind == "local":
                 run.queues.add_local(run.sequence(n, new, tenant, due_in_s=due_in_s))
+                taken += 1
+            elif kind == "rest":
+                s = run.sequence(n, new, tenant, due_in_s=due_in_s)
+                run.queues.add_rest(s, run.queues.start_names(s.tokens, tenant), new)
+                assert 0 < n - s.computed <= new
                 taken += 1
             elif kind == "prefill":
                 s = run.sequence(n, new, tenant, hands_over=True, due_in_s=due_in_s)

@@ -16,6 +16,7 @@ from tests.profiles import examples
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine import sampler
 from disagg_worker.engine.sampler import Row, Sampled, noise, sample_rows
+from disagg_worker.engine.token_counts import TokenCounts
 
 VOCAB = 32
 PLAIN = SamplingParams(seed=7, max_new_tokens=100)
@@ -118,7 +119,7 @@ def test_rounding_changes_only_what_is_nearly_tied(params: SamplingParams, token
     if before == after:
         return
     filtered = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
-    adjusted = sampler._penalised(logits.numpy(), params, tokens, prompt_tokens, None).astype(np.float64)
+    adjusted = sampler._penalised(logits.numpy(), params, tokens, prompt_tokens, None, TokenCounts()).astype(np.float64)
     gumbel = -np.log(-np.log(noise(params.seed, len(tokens), VOCAB)))
     sums = adjusted / max(params.temperature, 1e-5) + gumbel
     assert filtered or abs(sums[before] - sums[after]) < 1e-3
@@ -248,6 +249,14 @@ def test_logits_that_are_not_finite_fail_their_own_row_only(bad: float) -> None:
     rows = [Row(GREEDY, [1], 1), Row(PLAIN, [1], 1)]
     good, failed = sample_rows(logits, rows)
     assert good == Sampled(int(logits[0].argmax()), None, ())
+    assert isinstance(failed, ArithmeticError)
+
+
+@pytest.mark.parametrize("params", [PLAIN, GREEDY])
+def test_where_no_token_may_follow_none_does(params: SamplingParams) -> None:
+    forbidden = replace(params, stop_token_ids=(0, 1, 2), min_tokens=9)
+    [good, failed] = sample_rows(torch.ones(2, 3), [Row(params, [1], 1), Row(forbidden, [1], 1)])
+    assert isinstance(good, Sampled)
     assert isinstance(failed, ArithmeticError)
 
 

@@ -175,3 +175,12 @@ json_values = st.recursive(
 def test_any_json_is_read_or_refused_but_never_crashes(change: dict[str, Any]) -> None:
     with contextlib.suppress(ModelError):
         parse_config({**TINY, **change}, {})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_hidden_layers", 10**9), ("max_position_embeddings", 10**10), ("vocab_size", 10**9), ("head_dim", 10**8)],
+)
+def test_what_no_model_has_is_refused_before_it_costs_memory(field: str, value: int) -> None:
+    with pytest.raises(ModelError, match=f"{field}: is over"):
+        parse_config({**TINY, field: value}, {})

@@ -7,14 +7,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.transfer.link import link
+from tests.worker.nixl.networks import namespaces
 from tests.worker.server.process_rig import REPO, Process, process
 from tests.worker.server.rig import body, prompt, tokens_of
 
@@ -101,28 +100,6 @@ async def test_a_worker_without_nixl_says_so(tiny: Path) -> None:
         assert "transports" not in said["kv"]
         one.running.terminate()
         assert "DISAGG_TRANSPORT=rdma: NIXL is not installed, so that KV goes over TCP" in await one.log()
-
-
-@contextmanager
-def namespaces() -> Iterator[list[tuple[list[str], str]]]:
-    """Yield, for prefill and decode, the command that enters the network namespace and the address
-    at which the test reaches it. Their KV goes over a link between the two.
-    """
-    with link(None) as commands:
-        ends = []
-        for i, command in enumerate(commands):
-            outside, net = f"kvtest{i}", f"10.232.{i}."
-            run = ["ip", "-n", command[-1]]
-            for step in (
-                ["ip", "link", "add", outside, "type", "veth", "peer", "name", "ctl", "netns", command[-1]],
-                ["ip", "addr", "add", f"{net}1/30", "dev", outside],
-                ["ip", "link", "set", outside, "up"],
-                [*run, "addr", "add", f"{net}2/30", "dev", "ctl"],
-                [*run, "link", "set", "ctl", "up"],
-            ):
-                subprocess.run(step, check=True, capture_output=True)
-            ends.append((list(command), f"{net}2"))
-        yield ends  # The devices go with the namespaces.
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

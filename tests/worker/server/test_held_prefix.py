@@ -166,6 +166,31 @@ async def test_a_prompt_of_which_little_is_missing_is_prefilled_by_decode(tiny: 
         async with p.decode.call("decode", _asks(p, grown) | {"local_up_to_tokens": 20}) as events:
             assert (await anext(events))["type"] == "ticket"  # 24 tokens are missing.
         assert tokens_of(await p.decode.lines("decode", _asks(p, grown) | {"local_up_to_tokens": 24}))
+        by_source = 'disagg_worker_prompt_tokens_by_source_total{source="%s"}'
+        assert await _counted(p, by_source % "local_rest") == 4 + 24  # By choice, so nothing is repeated.
+        assert await _counted(p, by_source % "local_compute") == 0
+        assert await _counted(p, "disagg_worker_prompt_tokens_total") == 4 + 24
+        await p.empty()
+        alone = await p.decode.lines("decode", body(prompt(50, start=3)) | {"mode": "local"})
+        assert await _counted(p, by_source % "local_rest") == 4 + 24
+        assert (alone[0]["path"], await _counted(p, by_source % "local_compute")) == ("local", 50)
+
+
+@pytest.mark.parametrize("n", [96, 97, 111], ids=["whole blocks", "a token more", "a token less"])
+async def test_what_decode_prefills_goes_on_as_if_it_had_been_sent(tiny: Path, n: int) -> None:
+    """Ask three times: as before, as after a failover, and not to the end."""
+    request = body(prompt(n), max_new_tokens=24)
+    async with pair(tiny) as p:
+        tokens, _ = await _sent(p, request)
+        little = _asks(p, request) | {"local_up_to_tokens": 64}
+        lines = await p.decode.lines("decode", little)
+        held = SIZE * ((n - 1) // SIZE)
+        assert (lines[0]["path"], lines[1]["cached_tokens"], tokens_of(lines)) == ("local", held, tokens)
+        emitted = [token for _, token in tokens[:10]]
+        resumed = await p.decode.lines("decode", little | {"tokens": [*request["tokens"], *emitted]})
+        assert (resumed[0]["path"], tokens_of(resumed)) == ("local", tokens[10:])
+        async with p.decode.call("decode", little) as events:
+            assert (await anext(events))["path"] == "local"
         await p.empty()
 
 

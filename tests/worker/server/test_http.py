@@ -15,10 +15,10 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from tests.worker.server.rig import KEY, body, make_settings, prompt, running, serve, tokens_of
 
-from disagg_protocol import app
-from disagg_protocol.app import MAX_BODY_BYTES
+from disagg_protocol import request_bodies
 from disagg_protocol.bodies import Line
 from disagg_protocol.event_stream import NdjsonResponse
+from disagg_protocol.request_bodies import MAX_BODY_BYTES
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.server.worker import Worker
 
@@ -225,7 +225,7 @@ async def test_a_body_over_the_limit_is_refused_without_being_parsed(tiny: Path)
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(request_bodies, "_TIMEOUT_S", 0.2)
     async with running("both", tiny) as one:
         reader, writer = await asyncio.open_connection(one.http.base_url.host, one.http.base_url.port)
         auth = one.http.headers["authorization"]
@@ -234,6 +234,34 @@ async def test_a_body_that_does_not_come_is_not_waited_for(tiny: Path, monkeypat
         assert b"400" in await reader.readline()
         writer.close()
         await one.empty()
+
+
+async def test_bodies_are_bounded_together(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_bodies, "MAX_BODIES_BYTES", 100_000)
+    async with running("both", tiny) as one:
+        url, auth = one.http.base_url, one.http.headers["authorization"]
+        _, writer = await asyncio.open_connection(url.host, url.port)
+        head = f"POST /internal/v1/decode HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\nAuthorization: {auth}"
+        writer.write(head.encode() + b"\r\n\r\n" + b" " * 99_998)
+        async with asyncio.timeout(20):
+            while (answer := await one.http.post("/internal/v1/decode", content=b" " * 5000)).status_code != 429:
+                await asyncio.sleep(0.01)
+            error = answer.json()["error"]
+            assert (error["code"], error["retryable"]) == ("no_capacity", True)
+            for order in ("role", "drain", "decode-room"):
+                assert (await one.http.post(f"/internal/v1/{order}", content=b" " * 5000)).status_code == 429
+        writer.close()
+        async with asyncio.timeout(20):
+            while (await one.http.post("/internal/v1/decode", content=b" " * 5000)).status_code != 400:
+                await asyncio.sleep(0.01)
+        await one.empty()
+
+
+async def test_no_path_leads_to_another_host(tiny: Path) -> None:
+    async with serve(Worker(make_settings("both", tiny), KEY, "u/b")) as http:
+        for path in ("/healthz/", "/internal/v1/info/", "//healthz"):
+            answer = await http.get(path, headers={"host": "elsewhere"}, follow_redirects=False)
+            assert (answer.status_code, answer.headers.get("location")) == (404, None)
 
 
 async def test_a_draining_worker_refuses_new_work_and_is_not_ready(tiny: Path) -> None:

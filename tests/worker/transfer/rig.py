@@ -147,8 +147,9 @@ class Peer:
     def send_begin(self, **change: Any) -> None:
         self.link.send_json(FrameType.BEGIN, self.begin() | change)
 
-    def send_all(self, tokens: list[int] = TOKENS) -> None:
-        self.send_begin()
+    def send_all(self, tokens: list[int] = TOKENS, *, begun: bool = False) -> None:
+        if not begun:
+            self.send_begin()
         digest = Digest()
         for layer in range(LAYOUT.layers):
             digest.add(

@@ -20,6 +20,7 @@ from disagg_worker.transfer.frames import FrameError
 from disagg_worker.transfer.landing import Landing, Landings
 from disagg_worker.transfer.nixl_agent import Piece
 from disagg_worker.transfer.reach import Place
+from disagg_worker.transfer.sender_timeouts import TransferFailed
 from disagg_worker.values.kv_blocks import Region
 
 REACH = {"rdma": "network"}
@@ -233,3 +234,31 @@ def test_an_agent_that_cannot_be_made_is_tried_by_the_next_request(rig: Rig, mon
     assert not rig.landings.is_open
     rig.landings.open()
     assert rig.landings.is_open
+
+
+def test_an_agent_that_cannot_be_made_is_not_tried_with_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def make() -> FakeAgent:
+        tried.append(1)
+        if len(tried) < 4:
+            raise RuntimeError("no memory may be locked")
+        return FakeAgent(0)
+
+    clock_s = 1000.0
+    monkeypatch.setattr("disagg_worker.transfer.landing.time.monotonic", lambda: clock_s)
+    landings = Landings(make, REACH, "auto", Place("machine", "here", "n"), 10)
+    with pytest.raises(RuntimeError):
+        landings.open()
+    for attempts, pause_s in ((2, 2.0), (3, 4.0)):
+        assert landings.may_open
+        for _ in range(5):
+            with pytest.raises((RuntimeError, TransferFailed)):
+                landings.open()
+            assert not landings.may_open
+        assert len(tried) == attempts
+        assert landings.offer(REACH, "p", InRegion()) is None
+        clock_s += pause_s
+    landings.open()
+    assert landings.is_open
+    assert not landings.may_open

@@ -320,15 +320,27 @@ def test_an_engine_that_refuses_the_kv_fails_the_transfer() -> None:
         r.serves_the_next()
 
 
-def test_more_connections_than_allowed_are_closed_at_once() -> None:
+def test_strangers_who_only_connect_shut_nobody_out() -> None:
+    with rig() as r:
+        held = [socket.create_connection((r.listener.host, r.listener.port), timeout=10) for _ in range(12)]
+        r.serves_the_next()
+        for sock in held:
+            sock.close()
+
+
+def test_nobody_who_has_shown_a_ticket_is_closed_for_another_one() -> None:
     with rig() as r:
         session = r.announce()
-        held = [Peer(session.ticket) for _ in range(4)]
-        with socket.create_connection((r.listener.host, r.listener.port), timeout=10) as fifth:
-            assert fifth.recv(1) == b""
-        for peer in held:
-            peer.reset()
-        r.listener.cancel(session)
+        with Peer(session.ticket) as peer:
+            peer.send_begin()
+            while not r.listener.begun(session):
+                time.sleep(0.005)
+            held = [socket.create_connection((r.listener.host, r.listener.port), timeout=10) for _ in range(12)]
+            peer.send_all(begun=True)
+            assert peer.answer()[0] == FrameType.ACK
+        assert isinstance(r.outcome(), Received)
+        for sock in held:
+            sock.close()
 
 
 def test_the_listener_is_bound_to_the_given_address_only() -> None:

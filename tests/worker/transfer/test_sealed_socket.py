@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from disagg_worker.transfer import frame_socket
-from disagg_worker.transfer.frames import MAX_PAYLOAD_BYTES, FrameError, FrameType, Header
+from disagg_worker.transfer.frames import HEADER_2_BYTES, MAX_PAYLOAD_BYTES, TAG_BYTES, FrameError, FrameType, Header
 from disagg_worker.transfer.sealed_socket import SealedSocket
 from disagg_worker.transfer.seals import Sealer
 
@@ -71,6 +71,50 @@ def test_payloads_of_every_shape_arrive(integrity: str, total: int, out: list[in
         assert far.control(far.header()) == b""
         far.send(Header(FrameType.END))
         assert near.header().type is FrameType.END
+
+
+@pytest.mark.parametrize("missing", [1, 20, 100_000, 299_999])
+def test_the_last_bytes_may_come_late_and_alone(missing: int) -> None:
+    with linked(idle_s=60) as (near, far), linked() as (recorder, tape):
+        thread = threading.Thread(target=recorder.send, args=(Header(FrameType.LAYER), [os.urandom(600_000)]))
+        thread.start()
+        frame = tape._sock.recv(HEADER_2_BYTES + 600_000 + TAG_BYTES, socket.MSG_WAITALL)
+        thread.join()
+        near._sock.sendall(frame[:-missing])
+        threading.Timer(0.1, near._sock.sendall, [frame[-missing:]]).start()
+        got = bytearray(600_000)
+        reader = threading.Thread(target=lambda: far.into(far.header(), [memoryview(got)]), daemon=True)
+        reader.start()
+        reader.join(10)
+        assert not reader.is_alive()
+    assert got == frame[HEADER_2_BYTES:-TAG_BYTES]
+
+
+class Counted:
+    """A socket that notes which of its methods are called."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        self.calls.append(name)
+        return getattr(self._sock, name)
+
+
+def test_a_frame_of_many_blocks_takes_one_call_to_send_and_three_to_receive(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, got = bytearray(os.urandom(4 << 20)), bytearray(4 << 20)
+    with linked() as (near, far):
+        out, into = Counted(near._sock), Counted(far._sock)
+        monkeypatch.setattr(near, "_sock", out)
+        monkeypatch.setattr(far, "_sock", into)
+        thread = threading.Thread(target=near.send, args=(Header(FrameType.LAYER), cut(sent, [65536])))
+        thread.start()
+        far.into(far.header(), cut(got, [65536]))
+        thread.join()
+    assert got == sent
+    # The header, the payload, and its end with the tag.
+    assert (out.calls.count("sendmsg"), into.calls.count("recvmsg_into")) == (1, 3)
 
 
 def test_a_tag_depends_on_the_frames_number() -> None:

@@ -59,6 +59,8 @@ class HandOverDoor:
         self._expected: dict[str, Expected] = {}
         self._reading: set[str] = set()
         self.app = Starlette(routes=[Route(HANDOVER_PATH, self._post, methods=["POST"])])
+        # A redirect would lead to the host that the request names, which may be anybody's.
+        self.app.router.redirect_slashes = False
 
     def expect(self, ticket: Ticket) -> Expected:
         expected = Expected(ticket)

@@ -278,12 +278,15 @@ class Attempt:
             elif self._first_from_decode and not self._handed_over:
                 raise ProtocolViolation("it ended without a hand-over")
         elif kind == "error":
-            self._error(leg, str(line["code"]), str(line["message"]))
+            final = line.get("retryable") is False
+            self._error(leg, str(line["code"]), str(line["message"]), final=final)
         return []
 
     def _prefilled_by_decode(self) -> None:
         """Note that decode lacks so little of the prompt that it computes it itself."""
         self._prefilling.close()
+        state = self._state
+        self._table.not_prefilled([*state.prompt, *state.emitted], state.tenant, state.identity, self._choice)
         self._choice = Choice(None, self._choice.decode)
         self._trace.prefill, self._trace.reason = None, series.FEW_MISSING
         self._take()
@@ -317,20 +320,22 @@ class Attempt:
             self._table.note_room(decode, room)
         self._legs.start_prefill(ticket, None if prefill is None else self._table.decode_room(prefill))
 
-    def _error(self, leg: str, code: str, message: str) -> None:
-        """Handle the error with which a worker ended its stream."""
+    def _error(self, leg: str, code: str, message: str, *, final: bool) -> None:
+        """Handle the error with which a worker ended its stream; if it is `final`, another worker
+        would fail in the same way.
+        """
         if leg == "prefill" and self._prefill_is_done:
             return
         if code in _ELSEWHERE:
             raise NoRoom(_ELSEWHERE[code] or leg, message, reason=code, broke_off=True)
         blames = {codes.TRANSFER_FAILED: "pair", codes.TICKET_REFUSED: "pair", codes.INTERNAL: leg}
-        blame = self._legs.blame(blames[code]) if code in blames else ()
-        failure = AttemptFailed(message, reason=code, blame=blame, retryable=code not in _FINAL)
+        blame = self._legs.blame(blames[code]) if code in blames and not final else ()
+        failure = AttemptFailed(message, reason=code, blame=blame, retryable=not final and code not in _FINAL)
         if leg == "decode" and code == codes.TRANSFER_FAILED and self._legs.runs("prefill"):
             self._deferred = failure
             return
         # Prefill's reason is the better one if it puts the blame on a worker or on the request.
-        told = bool(failure.blame) or code == codes.REQUEST_FAILED
+        told = bool(failure.blame) or not failure.retryable or code == codes.REQUEST_FAILED
         raise failure if told or self._deferred is None else self._deferred
 
     def _succeeded(self) -> None:

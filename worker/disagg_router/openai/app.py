@@ -76,7 +76,7 @@ class Api:
         self._keys = ApiKeys(router.settings)
         self._names = ModelNames(router)
         self._bodies = Bodies(router.settings.max_body_bytes, router.settings.max_bodies_bytes)
-        self._planner = Planner(router.settings.max_attempts)
+        self._planner = Planner(router.settings.max_attempts, router.settings.max_bodies_bytes)
         self._openapi = document(VERSION, keys=self._keys.required)
         self._bearer = router.settings.bearer().encode()
         self._salt = hmac.digest(self._bearer, b"disagg-tenant-v1", "sha256")
@@ -364,4 +364,7 @@ def create_app(router: Router) -> Starlette:
         Route(STATE_PATH, api.state),
         Route(DEMAND_PATH, api.demand),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _http_error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _http_error})
+    # A redirect would lead to the host that the request names, which may be anybody's.
+    app.router.redirect_slashes = False
+    return app

@@ -1,90 +1,91 @@
-"""The connections of clients, which are cut when a client stops reading its answer.
+"""The connections of clients: guarded, and strict about where a request ends.
 
-Without that, whoever asks and never reads would hold a place in the pools or in the service beside
-them, and the memory of a piece, for ever: the server waits for the client, and the kernel asks it
-without end whether it reads now.
+Without the guard, whoever asks and never reads would hold a place in the pools or in the service
+beside them, and the memory of a piece, for ever: the server waits for the client, and the kernel
+asks it without end whether it reads now.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
-import socket
-import struct
-from collections.abc import Callable
 from typing import Any
 
+import h11
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-log = logging.getLogger(__name__)
-# How often within the limit a look is taken at what the client has read.
-_LOOKS = 4
-# Lingers for no time: the connection is reset.
-_GIVE_UP = struct.pack("ii", 1, 0)
+from disagg_wire.connection_guard import ConnectionGuard, Port
+from disagg_wire.http_framing import chunk_problem, framing_problem, head_problem
 
 
-class _WatchedConnection(H11Protocol):
-    """A connection that is watched while data lies in its buffer.
+class _StrictBuffer(ReceiveBuffer):
+    """What has come and is not parsed yet. h11 is lenient about lines, which is refused here."""
 
-    Looks are taken from the moment at which the server must wait for the client, and from the end
-    of an answer of which something still lies there, so that a client that reads costs nothing.
-    """
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        before = bytes(self._data)
+        lines = super().maybe_extract_lines()
+        if lines is not None and (problem := head_problem(before[: len(before) - len(self._data)])):
+            raise h11.LocalProtocolError(problem)
+        return lines
 
-    limit_s: float
-    stalled: Callable[[], None]
-    _look: asyncio.TimerHandle | None = None
-    _left_bytes = math.inf
-    """What lay in the buffer when the client was last seen to read."""
-    _read_s = 0.0
-    """The time of the loop at which that was."""
+    def maybe_extract_next_line(self) -> bytearray | None:
+        line = super().maybe_extract_next_line()
+        if line is not None and (problem := chunk_problem(line)):
+            raise h11.LocalProtocolError(problem)
+        return line
+
+
+class _StrictConnection(h11.Connection):
+    """A parser that tells the guard of the connection how far a request has come."""
+
+    def __init__(self, guard: ConnectionGuard, most_bytes: int) -> None:
+        super().__init__(h11.SERVER, most_bytes)
+        self._receive_buffer = _StrictBuffer()
+        self._guard = guard
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            if problem := framing_problem(event.http_version, event.headers):
+                raise h11.RemoteProtocolError(problem)
+            self._guard.head_came()
+        elif isinstance(event, h11.EndOfMessage):
+            self._guard.request_came()
+        return event
+
+
+class _GuardedConnection(H11Protocol):
+    """A connection that tells its guard what happens on it."""
+
+    port: Port
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._guard = ConnectionGuard(self.port, self.loop)
+        self.conn = _StrictConnection(self._guard, self.port.limits.head_bytes)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(transport)
+        self._guard.made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._guard.lost()
+        super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch()
+        self._guard.paused()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._left_bytes = math.inf  # the client has read, and more may be written now
+        self._guard.resumed()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.get_write_buffer_size():
-            self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._look is not None:
-            self._look.cancel()
-        super().connection_lost(exc)
-
-    def _watch(self) -> None:
-        if self._look is None:
-            self._left_bytes, self._read_s = self.transport.get_write_buffer_size(), self.loop.time()
-            self._look = self.loop.call_later(self.limit_s / _LOOKS, self._see)
-
-    def _see(self) -> None:
-        self._look = None
-        left_bytes, now_s = self.transport.get_write_buffer_size(), self.loop.time()
-        if not left_bytes:
-            return
-        if left_bytes < self._left_bytes:
-            self._left_bytes, self._read_s = left_bytes, now_s
-        if now_s - self._read_s < self.limit_s:
-            self._look = self.loop.call_later(self.limit_s / _LOOKS, self._see)
-            return
-        log.warning("a client has read nothing of its answer for %g s: its connection is cut", self.limit_s)
-        self.stalled()
-        # What lies in the buffers is given up, also in the kernel's: to close the connection would
-        # mean to wait for the client.
-        if (sock := self.transport.get_extra_info("socket")) is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _GIVE_UP)
-        self.transport.abort()
+        self._guard.answered()
 
 
-def connection_class(limit_s: float, stalled: Callable[[], None]) -> type[H11Protocol]:
-    """Return the class of connections that are cut when a client reads nothing for `limit_s`.
-
-    `stalled` is called for each of them.
-    """
-    members: dict[str, Any] = {"limit_s": limit_s, "stalled": staticmethod(stalled)}
-    return type("WatchedConnection", (_WatchedConnection,), members)
+def connection_class(port: Port) -> type[H11Protocol]:
+    """Return the class of the connections of a port."""
+    members: dict[str, Any] = {"port": port}
+    return type("GuardedConnection", (_GuardedConnection,), members)

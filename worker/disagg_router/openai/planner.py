@@ -20,10 +20,12 @@ _MAX_LONG = 64
 class Planner:
     """Plans requests, the long ones one after the other."""
 
-    def __init__(self, max_attempts: int) -> None:
+    def __init__(self, max_attempts: int, most_bytes: int) -> None:
+        """`most_bytes` is the size of the long ones that wait together."""
         self._max_attempts = max_attempts
+        self._most_bytes = most_bytes
         self._long = ThreadPoolExecutor(1, "long-prompts")
-        self.waiting = 0
+        self.waiting = self.waiting_bytes = 0
 
     async def plan(
         self,
@@ -39,11 +41,13 @@ class Planner:
         loop = asyncio.get_running_loop()
         if size_bytes <= LONG_BYTES:
             return await loop.run_in_executor(None, work)
-        if self.waiting >= _MAX_LONG:
+        if self.waiting >= _MAX_LONG or (self.waiting and self.waiting_bytes + size_bytes > self._most_bytes):
             message = "too many long prompts are waiting to be read; try again"
             raise ApiError(503, message, code="overloaded", retry_after_s=1)
         self.waiting += 1
+        self.waiting_bytes += size_bytes
         try:
             return await loop.run_in_executor(self._long, work)
         finally:
             self.waiting -= 1
+            self.waiting_bytes -= size_bytes

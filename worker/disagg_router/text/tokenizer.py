@@ -5,16 +5,17 @@ Tokenizer and chat template come from a worker, so the router needs no model fil
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from disagg_router.errors import ApiError
+from disagg_router.text.chat_template import ChatTemplate
+from disagg_router.text.markers import Markers
 
 log = logging.getLogger(__name__)
 _REPLACEMENT = "\ufffd"
@@ -26,6 +27,26 @@ _MAX_HELD_TOKENS = 16
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Raise ValueError for whatever the library raises within the block."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {error}") from None
+    except BaseException as error:
+        # A panic in Rust is no Exception, and would end more than this.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what}: {error}") from None
+
+
+def _check_length(chars: int, most_chars: int | None) -> None:
+    if most_chars is not None and chars > most_chars:
+        message = f"the prompt has {chars} characters; with this model's context, {most_chars} are taken"
+        raise ApiError(400, message, code="context_length_exceeded", param="prompt")
+
+
 class Text:
     """The tokenizer and the chat template of one model. Raises ValueError if the files are not
     usable.
@@ -33,16 +54,22 @@ class Text:
 
     def __init__(self, files: Mapping[str, Any]) -> None:
         self.digest = str(files["digest"])
-        try:
+        with _refusing("tokenizer.json"):
             self._tokenizer = Tokenizer.from_str(files["tokenizer_json"])
-        except Exception as error:
-            raise ValueError(f"tokenizer.json: {error}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._hidden = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
-        self._names = _special_tokens(files.get("tokenizer_config"))
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            added = self._tokenizer.get_added_tokens_decoder()
+            # One that fails with every text is found out here.
+            self.decode(self._ids("Some text.", special=True))
+        self._hidden = {i for i, token in added.items() if token.special}
+        self._markers = Markers(token.content for token in added.values() if token.special)
         template = files.get("chat_template")
-        self._template = _compile(template) if isinstance(template, str) else None
+        self._template: ChatTemplate | None = None
+        if isinstance(template, str):
+            try:
+                self._template = ChatTemplate(template, _special_tokens(files.get("tokenizer_config")))
+            except ValueError as error:  # The model can do everything but chat.
+                log.error("the model's chat template is not usable: %s", error)
 
     def encode(self, text: str, *, special: bool, most_chars: int | None = None) -> list[int]:
         """Return the token ids of a text.
@@ -50,15 +77,22 @@ class Text:
         `special` lets the tokenizer add its begin token; markers inside the text are always
         recognized. Raises ApiError for more than `most_chars` characters.
         """
-        if most_chars is not None and len(text) > most_chars:
-            message = f"the prompt has {len(text)} characters; with this model's context, {most_chars} are taken"
-            raise ApiError(400, message, code="context_length_exceeded", param="prompt")
+        _check_length(len(text), most_chars)
+        try:
+            with _refusing("tokenizer"):
+                return self._ids(text, special=special)
+        except ValueError as error:
+            log.error("a text was not tokenized: %s", error)
+            message = "the model's tokenizer fails with this text"
+            raise ApiError(503, message, code="tokenizer_failed", retry_after_s=5) from None
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
         # Unlike `encode`, this lets other threads run meanwhile, and leaves out what is not used.
         [encoded] = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
         return list(encoded.ids)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], most_chars: int | None = None) -> list[int]:
-        """Return the token ids of a chat.
+        """Return the token ids of a chat, in which only the template makes special tokens.
 
         Raises ApiError if the template refuses it, if there is none, or for more than `most_chars`
         characters.
@@ -71,14 +105,15 @@ class Text:
                 param="messages",
             )
         try:
-            text = self._template.render(messages=messages, add_generation_prompt=True, **self._names)
-        # A template is a program: it may do anything with messages that it did not expect.
-        except Exception as error:
-            message = str(error)[:256] if isinstance(error, jinja2.TemplateError) else type(error).__name__
-            raise ApiError(
-                400, f"messages: the chat template refuses them: {message}", code="invalid_value", param="messages"
-            ) from None
-        return self.encode(text, special=False, most_chars=most_chars)
+            pieces = self._markers.split(messages, self._template.render)
+        except ValueError as error:
+            raise ApiError(400, f"messages: {error}", code="invalid_value", param="messages") from None
+        _check_length(sum(map(len, pieces)), most_chars)
+        known: dict[str, list[int]] = {}
+        for piece in pieces:
+            if piece not in known:
+                known[piece] = self.encode(piece, special=False) if piece else []
+        return [token for piece in pieces for token in known[piece]]
 
     def piece(self, token: int) -> str:
         """Return the text of one token alone, for the log probabilities."""
@@ -102,25 +137,6 @@ def _special_tokens(config: object) -> dict[str, str]:
         else {}
     )
     return {k: v for k, v in named.items() if str(k).endswith("_token") and isinstance(v, str)}
-
-
-def _compile(template: str) -> jinja2.Template | None:
-    """Return the compiled template, or None if it has errors: the model can then do everything but
-    chat.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _refuse
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        log.error("the model's chat template is not usable: %s", error)
-        return None
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
 
 
 class Detokenizer:

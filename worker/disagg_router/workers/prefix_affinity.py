@@ -52,6 +52,15 @@ class PrefixMap:
         while len(self._holders) > self._max_names:
             self._holders.popitem(last=False)
 
+    def not_sent(self, names: Sequence[bytes], incarnation: str) -> None:
+        """Forget that the worker has these names."""
+        for name in names:
+            left = tuple(h for h in self._holders.get(name, ()) if h != incarnation)
+            if left:
+                self._holders[name] = left
+            else:
+                self._holders.pop(name, None)
+
     def cached_tokens(self, names: Sequence[bytes]) -> dict[str, int]:
         """Return how many of a prompt's first tokens each worker should have, by incarnation."""
         found: dict[str, int] = {}

@@ -35,7 +35,7 @@ from disagg_router.workers.pair_choice import (
     pair_key,
 )
 from disagg_router.workers.pair_link import Link, declared
-from disagg_router.workers.prefix_affinity import PrefixMap, prefix_names
+from disagg_router.workers.prefix_affinity import STRIDE_TOKENS, PrefixMap, prefix_names
 from disagg_router.workers.reserves import with_reserves
 from disagg_router.workers.worker_info import Identity, Member, Worker, name_of, parse_info
 from disagg_wire.protocol import DECODE_ROOM_PATH, DRAINING, READY, TOKENIZER_PATH
@@ -187,6 +187,13 @@ class WorkerTable:
         if choice.prefill is None:
             self._prefixes.sent(names, choice.decode.incarnation)
 
+    def not_prefilled(self, tokens: Sequence[int], tenant: str, identity: Identity, choice: Choice) -> None:
+        """Note that the prefill worker of a choice has not computed these tokens after all."""
+        if choice.prefill is not None:
+            names = prefix_names(tokens, tenant, identity.adapter)
+            known = -(-(len(tokens) - choice.computed_tokens) // STRIDE_TOKENS)
+            self._prefixes.not_sent(names[known:], choice.prefill.incarnation)
+
     def is_fresh(self, worker: Worker, arrived_s: float) -> bool:
         """Return whether a worker was not warm yet for a request that arrived at that time.
 
@@ -196,11 +203,13 @@ class WorkerTable:
         return self.warm_up_s > 0 and arrived_s < used_since_s + self.warm_up_s
 
     def uncached_tokens(self, tokens: Sequence[int], tenant: str, identity: Identity) -> int:
-        """Return how many tokens of a prompt will probably have to be computed, whichever worker
-        does it.
+        """Return how many tokens of a prompt will probably have to be computed, whichever prefill
+        worker does it, or decode worker where there are none.
         """
         found = self._prefixes.cached_tokens(prefix_names(tokens, tenant, identity.adapter))
-        have = (found.get(w.incarnation, 0) for w in self.workers() if w.offers(identity))
+        able = [w for w in self.workers() if w.offers(identity)]
+        able = [w for w in able if w.serves("prefill")] or able
+        have = (found.get(w.incarnation, 0) for w in able)
         return max(1, len(tokens) - max(have, default=0))
 
     def note_room(self, worker: Worker, room: Room | None) -> None:
@@ -377,5 +386,5 @@ class WorkerTable:
             try:
                 files = await self._client.get(worker.url, TOKENIZER_PATH, timeout_s=10.0)
                 self._texts[digest] = await asyncio.to_thread(Text, files)
-            except (httpx.HTTPError, ValueError, KeyError) as error:
+            except Exception as error:  # Whatever a new revision has: this router serves the old one on.
                 log.error("no tokenizer from %s: %s", worker.pod, str(error) or type(error).__name__)

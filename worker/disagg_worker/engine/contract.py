@@ -137,12 +137,6 @@ class Engine(Protocol):
         Raises NoCapacity if the queue is full, or InvalidInput.
         """
 
-    def held_tokens(self, tokens: Sequence[int], tenant: str = "") -> int:
-        """Return how many of the first tokens have their KV in the cache now, in full blocks.
-
-        It is less than all of them, because the last token is always computed.
-        """
-
     def reserve(
         self, request_id: str, tokens: int, max_total_tokens: int, prompt: Sequence[int] = (), tenant: str = ""
     ) -> Reservation:
@@ -179,8 +173,13 @@ class Engine(Protocol):
         sink: EventSink,
         tenant: str = "",
         due_s: float | None = None,
+        most_missing: int | None = None,
     ) -> DecodeHandle:
         """Prefill and decode here (role `both`, and the fallback of the dual path).
+
+        With `most_missing`, only if the KV of the first tokens is in the cache, if at most so many
+        of the others are missing, and if they need not wait for others. That KV stays here until
+        the sequence has ended, and what is computed counts in `Load.rest_tokens_total`.
 
         The sink gets every new token. Raises NoCapacity or InvalidInput.
         """

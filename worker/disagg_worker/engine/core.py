@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -103,7 +104,6 @@ class TorchEngine:
         self._queues = Queues(config, max_len, self._store, self._names)
         self._settler = Settler(self._wake, self._queues, max_len)
         self._next_key = 0
-        self._prompt_tokens = 0
         self._steps_total = {"prefill": 0, "decode": 0}
         self._busy_s = 0.0
         self._decode_step_s = 0.0
@@ -128,11 +128,6 @@ class TorchEngine:
         sequence = self._sequence(request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=True)
         sequence.sender, sequence.due_s = sender, due_s
         return self._enter(sequence, self._queues.add_prefill)
-
-    def held_tokens(self, tokens: Many[int], tenant: str = "") -> int:
-        names = self._queues.start_names(tokens, tenant)
-        with self._wake:
-            return self._store.leading(names) * self.layout.block_size_tokens
 
     def reserve(
         self, request_id: str, tokens: int, max_total_tokens: int, prompt: Many[int] = (), tenant: str = ""
@@ -189,11 +184,18 @@ class TorchEngine:
         sink: EventSink,
         tenant: str = "",
         due_s: float | None = None,
+        most_missing: int | None = None,
     ) -> SequenceHandle:
         self._check_request(tokens, prompt_tokens, sampling)
+        admit: Callable[[Sequence], None] = self._queues.add_local
+        if most_missing is not None:
+            names = self._queues.start_names(tokens, tenant)
+            with self._wake:  # Mostly it is not so, and then no grammar is begun.
+                self._queues.check_rest(len(tokens), names, most_missing)
+            admit = partial(self._queues.add_rest, names=names, most_missing=most_missing)
         sequence = self._sequence(request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=False)
         sequence.due_s = due_s
-        return self._enter(sequence, self._queues.add_local)
+        return self._enter(sequence, admit)
 
     def prepare(self, sampling: SamplingParams) -> None:
         if sampling.structured is not None:
@@ -215,7 +217,8 @@ class TorchEngine:
                 blocks_free=pool.count(State.FREE),
                 blocks_used=pool.count(State.USED),
                 blocks_leased=pool.count(State.LEASED),
-                prompt_tokens_total=self._prompt_tokens,
+                prompt_tokens_total=queues.prompt_tokens,
+                rest_tokens_total=queues.rest_tokens,
                 generated_tokens_total=self._settler.generated_tokens,
                 steps_total=dict(self._steps_total),
                 work_total=asdict(self._steps.work),
@@ -356,7 +359,7 @@ class TorchEngine:
         self._step_started_s = started_s
         if work:
             self._step("prefill", work, self._steps.prefill, lambda item: item[0])
-            self._prompt_tokens += sum(n for _, n in work)
+            self._queues.note_prefilled(work)
         if running:
             decode_started_s = time.monotonic()
             self._step("decode", running, self._steps.decode, lambda s: s)
@@ -382,8 +385,9 @@ class TorchEngine:
         with self._wake:
             for item in step.done:
                 self._queues.note_computed(sequence(item))
+        alone = not all(isinstance(outcome, Exception) for _, outcome in step.outcomes)
         for s, outcome in step.outcomes:
             if not s.cancelled:
-                self._settler.settle(s, outcome)
+                self._settler.settle(s, outcome, alone=alone)
         with self._wake:
             self._queues.prefilling.clear()

@@ -86,6 +86,8 @@ class Queues:
         self.decode_room: KnownRoom | None = None
         self.preemptions = 0
         self.cached_tokens = 0
+        self.prompt_tokens = 0
+        self.rest_tokens = 0
 
     # ---- Admission ----
 
@@ -129,6 +131,32 @@ class Queues:
         blocks_to_hold(len(s.tokens), s.most_tokens(self._max_len), self._capacity())
         self._check_place()
         self.committed += 1
+        self.waiting.append(s)
+
+    def check_rest(self, tokens: int, names: Many[bytes], most_missing: int) -> None:
+        """Check that the start of a prompt is in the pool, by the `names` of its blocks, that at
+        most `most_missing` of its tokens are missing, and that they need not wait for others.
+
+        Raises NoCapacity: otherwise they are better computed elsewhere.
+        """
+        missing = tokens - self._store.leading(names) * self._size
+        if missing > most_missing or missing == tokens:
+            raise NoCapacity(f"{missing} of {tokens} tokens are missing here")
+        ahead = sum(len(s.tokens) - s.computed for s in self.waiting)
+        if ahead and ahead + missing > self._rules_beside_decode.budget_tokens:
+            raise NoCapacity(f"{ahead} tokens are to be computed before these {missing}")
+
+    def add_rest(self, s: Sequence, names: Many[bytes], most_missing: int) -> None:
+        """Queue a prompt of which only the rest is computed, as `check_rest` has it, and hold its
+        blocks at once. Raises NoCapacity or InvalidInput.
+        """
+        self.check_rest(len(s.tokens), names, most_missing)
+        self._check_place()
+        holding, held = self.reserve(len(s.tokens), s.most_tokens(self._max_len), names)
+        self._store.pool.convert(holding, State.USED)
+        s.holding, s.registered, s.computed, s.is_rest = holding, held, held * self._size, True
+        s.cached_tokens = min(s.computed, s.prompt_tokens)
+        self.cached_tokens += s.cached_tokens
         self.waiting.append(s)
 
     def start_names(self, tokens: Many[int], tenant: str) -> list[bytes]:
@@ -201,7 +229,7 @@ class Queues:
         self.preemptions += 1
         assert s.holding is not None, "whoever gives blocks up holds some"
         self._store.pool.free(s.holding)
-        s.holding, s.computed, s.registered = None, 0, 0
+        s.holding, s.computed, s.registered, s.is_rest = None, 0, 0, False
         if s in self.running:
             self.running.remove(s)
             self.waiting.append(s)
@@ -273,7 +301,8 @@ class Queues:
         `places` is for `_Coming`.
         """
         by_key = {s.key: s for s in self.waiting}
-        coming = _Coming([s for s in self.waiting if s.holding is not None], {key for key, _ in batch}, places)
+        holders = [s for s in self.waiting if s.holding is not None and s.masked]
+        coming = _Coming(holders, {key for key, _ in batch}, places)
         work: Work = []
         full = False
         for key, n in batch:
@@ -319,6 +348,11 @@ class Queues:
         return True
 
     # ---- After the step ----
+
+    def note_prefilled(self, work: Work) -> None:
+        """Count the tokens of a batch."""
+        self.prompt_tokens += sum(n for _, n in work)
+        self.rest_tokens += sum(n for s, n in work if s.is_rest)
 
     def note_computed(self, s: Sequence) -> None:
         """Make the blocks that are full now available to other sequences."""

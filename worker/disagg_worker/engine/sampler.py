@@ -23,6 +23,7 @@ import torch
 
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.sequence import TokenMask
+from disagg_worker.engine.token_counts import TokenCounts
 
 Floats = npt.NDArray[np.floating]
 # Sampling is greedy below this temperature: dividing by less overflows float32.
@@ -62,6 +63,7 @@ def _penalised(
     tokens: Sequence[int],
     prompt_tokens: int,
     allowed: npt.NDArray[np.bool_] | None,
+    counts: TokenCounts,
 ) -> Floats:
     """Return the logits with penalties, biases and forbidden tokens applied.
 
@@ -71,12 +73,12 @@ def _penalised(
     emitted = len(tokens) - prompt_tokens
     logits = logits.copy()
     if params.repetition_penalty != 1.0:
-        seen = np.unique(np.asarray(tokens))
+        seen = counts.seen(tokens)
         values = logits[seen]
         logits[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if emitted and (params.presence_penalty or params.frequency_penalty):
-        output, counts = np.unique(np.asarray(tokens[prompt_tokens:]), return_counts=True)
-        logits[output] -= params.frequency_penalty * counts + params.presence_penalty
+        output, numbers = counts.output(tokens, prompt_tokens)
+        logits[output] -= params.frequency_penalty * numbers + params.presence_penalty
     for token, bias in params.logit_bias:
         if token < len(logits):
             logits[token] += bias
@@ -154,14 +156,18 @@ def sample(
     tokens: Sequence[int],
     prompt_tokens: int,
     allowed: npt.NDArray[np.bool_] | None = None,
+    counts: TokenCounts | None = None,
 ) -> Sampled:
-    """Sample the next token after `tokens`; `logits` and `allowed` are [vocab].
+    """Sample the next token after `tokens`; `logits` and `allowed` are [vocab]. With the `counts`
+    of its sequence, what was counted for the tokens before is not counted again.
 
-    Raises ArithmeticError if the logits are not finite.
+    Raises ArithmeticError if the logits are not finite, or no token may follow.
     """
     if not np.isfinite(logits).all():
         raise ArithmeticError(_NOT_FINITE)
-    adjusted = _penalised(logits, params, tokens, prompt_tokens, allowed)
+    adjusted = _penalised(logits, params, tokens, prompt_tokens, allowed, counts or TokenCounts())
+    if not math.isfinite(adjusted.max()):
+        raise ArithmeticError("no token may follow")
     token = int(adjusted.argmax()) if params.temperature < _GREEDY else _draw(adjusted, params, len(tokens))
     if params.logprobs is None:
         return Sampled(token, None, ())
@@ -179,6 +185,7 @@ class Row:
     tokens: Sequence[int]
     prompt_tokens: int
     grammar: TokenMask | None = None
+    counts: TokenCounts | None = None
 
     def allowed(self) -> npt.NDArray[np.bool_] | None:
         return None if self.grammar is None else self.grammar.allowed(self.tokens[self.prompt_tokens :])
@@ -221,7 +228,7 @@ def sample_rows(logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | Exc
             out.append(Sampled(greedy[i], None, ()) if finite[i] else ArithmeticError(_NOT_FINITE))
             continue
         try:
-            out.append(sample(values[i], row.params, row.tokens, row.prompt_tokens, row.allowed()))
+            out.append(sample(values[i], row.params, row.tokens, row.prompt_tokens, row.allowed(), row.counts))
         except Exception as error:
             out.append(error)
     return out

@@ -13,6 +13,7 @@ from disagg_protocol.events import EventSink
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.block_pool import Holding
 from disagg_worker.engine.contract import KvSender
+from disagg_worker.engine.token_counts import TokenCounts
 
 
 class TokenMask(Protocol):
@@ -71,9 +72,13 @@ class Sequence:
     """The number of layers of the next blocks that were reported to the sender."""
     cached_tokens: int | None = None
     """The tokens of the prompt that were found in the cache when it first started; None before."""
+    is_rest: bool = False
+    """Whether what is computed of the prompt is the rest that is computed here by choice."""
     told_cached: bool = False
     """Whether the sink has been told `cached_tokens`."""
     grammar: TokenMask | None = None
+    counts: TokenCounts = field(default_factory=TokenCounts)
+    """What the penalties have counted of `tokens`."""
     cancelled: bool = False
     ended: bool = False
     release_asked: bool = False

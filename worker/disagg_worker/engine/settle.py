@@ -26,7 +26,9 @@ _OUT_OF_MEMORY = ErrorEvent(
 _OFFENDER = ErrorEvent(
     codes.REQUEST_FAILED, "the engine failed on this request alone; see the worker's log", retryable=True
 )
-_POISONED = ErrorEvent(codes.INTERNAL, "the model's logits are not finite", retryable=False)
+# Another worker may compute what is finite. This one is to blame if it did not for anybody.
+_POISONED = ErrorEvent(codes.INTERNAL, "the model's logits are not finite", retryable=True)
+_POISONED_ALONE = ErrorEvent(codes.REQUEST_FAILED, "the logits of this request alone are not finite", retryable=True)
 _FINISHED = ErrorEvent(codes.FINISHED, "the first token ended the request", retryable=False)
 
 
@@ -67,25 +69,27 @@ class Settler:
                 over.append((s, EndEvent(reason)))
         return over
 
-    def settle(self, s: Sequence, outcome: Outcome) -> None:
-        """Pass a sampled token on, and end, hand over or continue its request."""
+    def settle(self, s: Sequence, outcome: Outcome, *, alone: bool = False) -> None:
+        """Pass a sampled token on, and end, hand over or continue its request.
+
+        `alone` says of a failure whether others of the step have tokens.
+        """
         try:
-            self._settle(s, outcome)
+            self._settle(s, outcome, alone=alone)
         except Exception:
             log.exception("request %s failed after its step", s.request_id)
             self.end(s, INTERNAL)
 
-    def _settle(self, s: Sequence, outcome: Outcome) -> None:
+    def _settle(self, s: Sequence, outcome: Outcome, *, alone: bool) -> None:
         if isinstance(outcome, Exception):
             if isinstance(outcome, GrammarError):
                 self.end(s, ErrorEvent(codes.INVALID_REQUEST, f"sampling.structured: {outcome}", retryable=False))
                 return
             log.error("request %s failed", s.request_id, exc_info=outcome)
-            self.end(
-                s,
-                _POISONED if isinstance(outcome, ArithmeticError) else INTERNAL,
-                poisoned=isinstance(outcome, ArithmeticError),
-            )
+            if isinstance(outcome, ArithmeticError):
+                self.end(s, _POISONED_ALONE if alone else _POISONED, poisoned=True)
+            else:
+                self.end(s, INTERNAL)
             return
         if s.waited_due_s is not None and time.monotonic() > s.waited_due_s:
             self.late_prompts += 1

@@ -148,7 +148,7 @@ class Steps:
             self.forward_s += time.perf_counter() - started_s
 
     def _sample(self, logits: torch.Tensor, sequences: Many[Sequence]) -> list[Outcome]:
-        rows = [Row(s.sampling, s.tokens, s.prompt_tokens, s.grammar) for s in sequences]
+        rows = [Row(s.sampling, s.tokens, s.prompt_tokens, s.grammar, s.counts) for s in sequences]
         return [_in_vocabulary(outcome, logits.shape[-1]) for outcome in sample_rows(logits, rows)]
 
     def _partly_filled(self, s: Sequence, n: int) -> list[int]:

@@ -134,4 +134,6 @@ class GrammarState:
         if self._matcher.is_error():
             raise GrammarError(self._matcher.get_error())
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]
+        if not bits.any():
+            raise GrammarError("no token of this model can follow")
         return bits.view(np.bool_)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from disagg_wire import log_lines
 from disagg_worker.backend.select import select
 from disagg_worker.execution import rank_json, step_bytes
 from disagg_worker.execution.cache_memory import CacheMemory, HostCopy
@@ -72,11 +73,7 @@ def _load(start: dict[str, Any]) -> tuple[Decoder, Collectives]:
 
 def _serve(channel: Channel, messages: Messages, memory_fd: int) -> None:
     start = _expect(messages, MessageKind.START)
-    logging.basicConfig(
-        level=start["log_level"],
-        format=f"%(asctime)s %(levelname)s rank {start['rank']}: %(message)s",
-        stream=sys.stderr,
-    )
+    log_lines.configure(start["log_level"], f"%(asctime)s %(levelname)s rank {start['rank']}: %(message)s")
     network, collectives = _load(start)
     device = network.backend.device
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

@@ -177,12 +177,19 @@ class ModelConfig:
     """The token ID that begins a sequence."""
 
 
+# Far above those of every model, and low enough to compute with before anything is looked for.
+_MOST = {"num_hidden_layers": 1 << 12, "max_position_embeddings": 1 << 28}
+_MOST_OF_OTHERS = 1 << 24
+
+
 def _positive(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = raw.get(name, default)
     if value is None and default is not None:
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelError(f"config.json: {name}: {value!r} is not a positive integer")
+    if value > (most := _MOST.get(name, _MOST_OF_OTHERS)):
+        raise ModelError(f"config.json: {name}: is over {most}")
     return value
 
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, replace
 
 from disagg_protocol.bodies import DecodeRequest, Line, PrefillRequest, error_json, event_json
+from disagg_protocol.errors import NoCapacity
 from disagg_protocol.event_stream import EventQueue
 from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
 from disagg_protocol.requests import Job
@@ -58,10 +59,12 @@ class Node:
     def open_sender(
         self, request: PrefillRequest, ticket: Ticket, on_done: Callable[[TransferDone], None]
     ) -> TcpKvSender:
-        """Return the sender for a ticket: it writes by itself if that is offered."""
+        """Return the sender for a ticket: it writes by itself if that is offered, and has not just
+        failed.
+        """
         source = (self.listener.host, self.interface)
         ends = ticket, self.key, self.incarnation, request.tokens, source, on_done
-        if ticket.offer and self.nixl is not None:
+        if ticket.offer and self.nixl is not None and not self.nixl.writer.avoids(ticket.decode_incarnation):
             nixl, layout = self.nixl, self.engine.layout
             return NixlKvSender(*ends, writer=nixl.writer, layout=layout, place=nixl.place)
         return TcpKvSender(*ends, connections=self.connections)
@@ -87,16 +90,16 @@ async def _relay(events: EventQueue, deadline_s: float) -> AsyncIterator[Line]:
             return
 
 
-def decode_local(node: Node, request: DecodeRequest, due_s: float | None) -> Job:
+def decode_local(node: Node, request: DecodeRequest, due_s: float | None, most_missing: int | None = None) -> Job:
     """Start to prefill and decode here; the first token is due at `due_s`.
 
-    Raises NoCapacity or InvalidInput.
+    With `most_missing`, only if so few tokens are missing here. Raises NoCapacity or InvalidInput.
     """
     events = EventQueue()
     params = request.sampling.to_params()
     deadline_s = time.monotonic() + request.deadline_s
     handle = node.engine.generate(
-        request.request_id, request.tokens, request.prompt_tokens, params, events, request.tenant, due_s
+        request.request_id, request.tokens, request.prompt_tokens, params, events, request.tenant, due_s, most_missing
     )
 
     async def lines() -> AsyncIterator[Line]:
@@ -107,14 +110,16 @@ def decode_local(node: Node, request: DecodeRequest, due_s: float | None) -> Job
     return Job(lines(), handle.cancel, events.put, deadline_s)
 
 
-def is_for_here(node: Node, request: DecodeRequest) -> bool:
-    """Return whether a request that came for KV of another worker is to be prefilled here: its
-    start is here, and what is missing is little.
+def decode_rest(node: Node, request: DecodeRequest, due_s: float | None) -> Job | None:
+    """Start to prefill and decode here although the request came for KV of another worker, if the
+    start of its prompt is here, and what is missing is little; otherwise return None.
     """
     if not request.local_up_to_tokens:
-        return False
-    held = node.engine.held_tokens(request.tokens, request.tenant)
-    return held > 0 and len(request.tokens) - held <= request.local_up_to_tokens
+        return None
+    try:
+        return decode_local(node, request, due_s, request.local_up_to_tokens)
+    except NoCapacity:
+        return None
 
 
 def _issue(node: Node, request: DecodeRequest, reservation: Reservation) -> tuple[Ticket, Landing | None]:

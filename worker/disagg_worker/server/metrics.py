@@ -67,7 +67,8 @@ class _LoadCollector(Collector):
         sources = CounterMetricFamily(
             series.WORKER_PROMPT_TOKENS_BY_SOURCE, "Prompt tokens by where their KV came from", labels=[series.SOURCE]
         )
-        sources.add_metric([series.LOCAL_COMPUTE], load.prompt_tokens_total)
+        sources.add_metric([series.LOCAL_COMPUTE], load.prompt_tokens_total - load.rest_tokens_total)
+        sources.add_metric([series.LOCAL_REST], load.rest_tokens_total)
         sources.add_metric([series.LOCAL_CACHE_HIT], load.cached_tokens_total)
         sources.add_metric([series.EXTERNAL_KV_TRANSFER], self._transferred_tokens())
         yield sources

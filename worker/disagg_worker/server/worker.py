@@ -103,8 +103,8 @@ class Worker(Endpoint):
     async def start_decode(self, request: DecodeRequest, due_s: float | None) -> Job:
         node = self._loaded
         await self._prepare(node, request)
-        if jobs.is_for_here(node, request):
-            return jobs.decode_local(node, request, due_s)
+        if (here := jobs.decode_rest(node, request, due_s)) is not None:
+            return here
         if node.nixl is not None and request.prefill_transports:
             await self._open_landings(node.nixl)
         return (
@@ -122,7 +122,7 @@ class Worker(Endpoint):
 
         Without it nothing is offered, and KV comes over TCP.
         """
-        if not nixl.landings.is_open:
+        if nixl.landings.may_open:
             try:
                 await asyncio.to_thread(nixl.landings.open)
             except Exception as failure:  # Its errors have no common type.

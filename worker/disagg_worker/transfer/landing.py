@@ -33,6 +33,8 @@ RELEASE_S = 10.0
 FROZEN_S = 600.0
 # With more of the cache than this in quarantine, nothing is offered.
 _MOST_HELD = 0.25
+# Between two attempts to make an agent, which may cost a second of every request that waits for it.
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 2.0, 120.0
 _LOOK_S = 0.1
 _POLL_S = 0.001
 
@@ -147,6 +149,8 @@ class Landings:
         self._most_blocks = max(1, int(blocks * _MOST_HELD))
         self._changed = threading.Condition()
         self._opening = threading.Lock()
+        self._pause_s = self._closed_until_s = 0.0
+        """The pause after the next failure, and the end of the present one."""
         self._current: _Generation | None = None
         self._held: list[Landing] = []
         self._retired: list[_Generation] = []
@@ -164,13 +168,30 @@ class Landings:
     def is_open(self) -> bool:
         return self._current is not None
 
+    @property
+    def may_open(self) -> bool:
+        """Whether there is no agent, and one may be made now."""
+        return self._current is None and time.monotonic() >= self._closed_until_s
+
     def open(self) -> None:
-        """Make the agent, if there is none; that may take a second. Raises what NIXL raises."""
+        """Make the agent, if there is none; that may take a second. Raises what NIXL raises.
+
+        After a second failure nobody tries it for a while, which doubles with the next ones.
+        """
         with self._opening:
-            if self._current is None:
+            if self._current is not None:
+                return
+            if time.monotonic() < self._closed_until_s:
+                raise TransferFailed("NIXL could make no agent, and is tried again later")
+            try:
                 generation = _Generation(self._make())
-                with self._changed:
-                    self._current = generation
+            except Exception:
+                self._closed_until_s = time.monotonic() + self._pause_s
+                self._pause_s = min(_MOST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * self._pause_s))
+                raise
+            self._pause_s = 0.0
+            with self._changed:
+                self._current = generation
 
     def offer(self, others: Reach, prefill: str, reservation: Reservation) -> tuple[Offer, Landing] | None:
         """Offer the blocks of a reservation to a prefill worker, by its reach and its incarnation.

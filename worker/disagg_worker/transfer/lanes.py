@@ -140,7 +140,7 @@ class Lanes:
         kind, payload = link.answer()
         if kind is FrameType.ERROR:
             content = frame_socket.parse_json(payload)
-            raise TransferFailed(f"{content.get('code')}: {content.get('message')}")
+            raise TransferFailed(f"{content.get('code')}: {content.get('message')}", str(content.get("code")))
         if kind is not FrameType.ACK:
             raise FrameError(f"expected ACK, got {kind.name}")
 

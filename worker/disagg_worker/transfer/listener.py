@@ -21,6 +21,7 @@ from typing import Any
 
 from disagg_protocol.ticket import Ticket, TicketError, begin_proof, verify
 from disagg_wire import codes
+from disagg_wire.connection_slots import ConnectionSlots
 from disagg_worker.engine.contract import Reservation
 from disagg_worker.transfer import frame_socket, greeting
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
@@ -91,7 +92,8 @@ class Session:
 class KvListener:
     """A server for KV transfers on exactly one address.
 
-    At most `max_connections` connections are open; further ones are closed at once.
+    At most `max_connections` connections are open. Beyond that, one that has shown no ticket is
+    closed for each new one, so that strangers who only connect shut nobody out.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class KvListener:
         self._lock = threading.Lock()
         self._waiting: dict[str, Session] = {}
         self._receiving: dict[str, Session] = {}  # bound ones, which further connections may join
-        self._slots = threading.BoundedSemaphore(max_connections)
+        self._slots = ConnectionSlots[socket.socket](max_connections)
         self._closed = False
         self._server = socket.create_server((host, port), backlog=128)
         self.host: str = host
@@ -163,8 +165,12 @@ class KvListener:
                 log.exception("accept failed")
                 time.sleep(0.1)  # The process may be out of descriptors: do not spin.
                 continue
-            if not self._slots.acquire(blocking=False):
-                log.warning("connection from %s closed: too many transfers", peer[0])
+            with self._lock:
+                victim = self._slots.enter(sock, peer[0])
+            if victim is not None:
+                log.warning("a connection without a ticket is closed for one from %s: there are too many", peer[0])
+                frame_socket.hang_up(victim)
+            if victim is sock:
                 sock.close()
                 continue
             threading.Thread(target=self._serve, args=(sock, peer[0]), name="kv-recv", daemon=True).start()
@@ -178,7 +184,8 @@ class KvListener:
         except Exception:
             log.exception("connection from %s failed", peer)
         finally:
-            self._slots.release()
+            with self._lock:
+                self._slots.leave(sock)
 
     def _connection(self, sock: socket.socket, link: frame_socket.FrameSocket, peer: str) -> None:
         try:
@@ -255,6 +262,7 @@ class KvListener:
             del self._waiting[ticket.transfer_id]
             session.phase = Phase.RECEIVING
             session.socks.append(sock)
+            self._slots.engage(sock)
         return session
 
     def _join(self, begin: Begin, sock: socket.socket) -> tuple[Session, Intake]:
@@ -275,6 +283,7 @@ class KvListener:
                 session.intake = Intake(ticket, *blocks, self._idle_s, session.landing)
             session.intake.join(begin.connection, sock)
             session.socks.append(sock)
+            self._slots.engage(sock)
             return session, session.intake
 
     def _receive_bound(self, begin: Begin, session: Session, intake: Intake, sock: socket.socket, peer: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from disagg_worker.transfer.reach import Place
-from disagg_worker.transfer.sender_timeouts import TransferFailed
+from disagg_worker.transfer.sender_timeouts import NixlFailed
 from disagg_worker.transfer.ucx_report import Moved, Report
 from disagg_worker.values.kv_blocks import Region
 
@@ -39,7 +39,7 @@ class Agent(Protocol):
     def remove_peer(self, peer: str) -> None: ...
     def write(self, peer: str, source: list[Piece], peer_region: Region, target: list[Piece]) -> Any: ...
     def done(self, write: Any) -> bool:
-        """Return whether a write is over. Raises TransferFailed if it has failed."""
+        """Return whether a write is over. Raises NixlFailed if it has failed."""
 
     def forget(self, write: Any) -> None: ...
     def notify(self, peer: str, tag: bytes) -> None: ...
@@ -152,7 +152,7 @@ class NixlAgent:
     def done(self, write: Any) -> bool:
         state = _call(lambda: self._agent.check_xfer_state(write))
         if state not in ("DONE", "PROC"):
-            raise TransferFailed("NIXL: the write has failed")
+            raise NixlFailed("NIXL: the write has failed")
         return bool(state == "DONE")
 
     def forget(self, write: Any) -> None:
@@ -195,4 +195,4 @@ def _call(what: Callable[[], ResultT]) -> ResultT:
     try:
         return what()
     except Exception as failure:  # Its errors have no common type.
-        raise TransferFailed(f"NIXL: {failure or type(failure).__name__}") from None
+        raise NixlFailed(f"NIXL: {failure or type(failure).__name__}") from None

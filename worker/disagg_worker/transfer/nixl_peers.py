@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from disagg_wire.engines import CONFIGURED
+from disagg_worker.transfer.avoided import Avoided
 from disagg_worker.transfer.nixl_agent import UCX_LOG, Agent
 from disagg_worker.transfer.offers import Offer
-from disagg_worker.transfer.sender_timeouts import TransferFailed
+from disagg_worker.transfer.sender_timeouts import NixlFailed, TransferFailed
 from disagg_worker.transfer.ucx_report import Moved
 
 log = logging.getLogger(__name__)
@@ -31,19 +33,28 @@ class Target:
 class Writer:
     """The agent that writes, and the peers that it knows."""
 
-    def __init__(self, make: Callable[[], Agent]) -> None:
+    def __init__(self, make: Callable[[], Agent], *, on_device: bool = False) -> None:
+        """Prepare to make an agent, whose memory is that of a device or not."""
         self._make = make
+        self.on_device = on_device
         self._lock = threading.Lock()
         self._agent: Agent | None = None
         self._peers: OrderedDict[str, str] = OrderedDict()
         self._busy: dict[str, int] = {}
         self._links: dict[str, frozenset[str]] = {}
+        self._avoided = Avoided()
 
     def open(self) -> Agent:
-        """Return the agent, which is made at the first call; that may take a second."""
+        """Return the agent, which is made at the first call; that may take a second.
+
+        Raises NixlFailed.
+        """
         with self._lock:
             if self._agent is None:
-                self._agent = self._make()
+                try:
+                    self._agent = self._make()
+                except Exception as failure:  # Its errors have no common type.
+                    raise NixlFailed(f"NIXL can make no agent: {failure or type(failure).__name__}") from None
             return self._agent
 
     def target(self, offer: Offer) -> Target:
@@ -76,6 +87,20 @@ class Writer:
             agent.remove_peer(self._peers.pop(name))
         except TransferFailed as failure:
             log.info("peer %s: %s", name, failure)
+
+    def avoids(self, decode: str) -> bool:
+        """Return whether KV goes to an incarnation over TCP for now, as NIXL has failed with it."""
+        with self._lock:
+            return self._avoided.contains(decode, time.monotonic())
+
+    def failed(self, decode: str, reason: Exception) -> None:
+        with self._lock:
+            for_s = self._avoided.failed(decode, time.monotonic())
+        log.warning("NIXL to worker %s failed, so that KV goes over TCP for %g s: %s", decode, for_s, reason)
+
+    def worked(self, decode: str) -> None:
+        with self._lock:
+            self._avoided.worked(decode)
 
     def connects(self, target: Target) -> bool:
         """Return whether the next write to a peer is the first one, which connects."""

@@ -60,7 +60,7 @@ def nixl_side(
         networks = [interface] if over_tcp and interface else []
         return NixlAgent(region, [*devices, *networks, "lo"])
 
-    writer, landings = Writer(make), Landings(make, reach, wanted, place, region.blocks)
+    writer, landings = Writer(make, on_device=on_gpu), Landings(make, reach, wanted, place, region.blocks)
     try:
         if role != DECODE:
             writer.open()

@@ -1,7 +1,8 @@
 """Frames of version 2 over a blocking socket.
 
-Payloads are gathered from and scattered to the cache in pieces of many blocks. A piece is checked
-just before it is sent and just after it has arrived, while the kernel moves others.
+Payloads are gathered from and scattered to the cache by one or two calls for a frame, in which the
+kernel waits for what is missing: each return to Python costs a wake-up and, in a decode worker, a
+fight with the engine's thread for the interpreter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +22,6 @@ from disagg_worker.transfer import frame_socket, frames
 from disagg_worker.transfer.frames import TAG_BYTES, FrameError, FrameType, Header
 from disagg_worker.transfer.seals import Seal, Sealer
 
-# What is sent or received by one call: little enough to stay in the cache of a core.
-_PIECE_BYTES = 512 << 10
 # A receiver that waits for a large payload is woken when so much has come, not for every packet.
 _WAKE_BYTES = 256 << 10
 # The window must be larger than that, or the sender would wait for a part of it to be read.
@@ -53,49 +52,37 @@ class SealedSocket:
     def send(self, header: Header, payload: Sequence[bytes | memoryview] = ()) -> bytes:
         """Send one frame with the next number, and return its tag. Raises OSError."""
         length = sum(map(len, payload))
-        deadline_s = self._sending(length)
+        deadline_s = frame_socket.deadline_s(self._idle_s, length)
         raw = frames.encode_header_2(replace(header, seq=self._out.number), length)
         seal = self._out.next(header.type)
-        seal.update(raw)
-        ready: list[bytes | memoryview] = [raw]
-        for piece in _pieces(payload):
-            for part in piece:
-                seal.update(part)
-            self._send_all([*ready, *piece], deadline_s)
-            ready = []
+        _update(seal, (raw, *payload))
         tag = seal.tag()
-        self._send_all([*ready, tag], deadline_s)
+        self._send_all([raw, *payload, tag], deadline_s)
         return tag
 
     def send_json(self, kind: FrameType, content: dict[str, Any]) -> None:
         """Send a control frame."""
         self.send(Header(kind), [json.dumps(content, separators=(",", ":")).encode()])
 
-    def _sending(self, length: int) -> float:
-        """Return the deadline of a frame that is sent now.
-
-        It is also the limit of each call, which is set only here: calls are many.
-        """
-        deadline_s = frame_socket.deadline_s(self._idle_s, length)
-        seconds, rest_s = divmod(_left_s(deadline_s), 1.0)
-        limit = struct.pack("ll", int(seconds), max(1000, int(rest_s * 1e6)))
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        return deadline_s
-
     def _send_all(self, parts: list[bytes | memoryview], deadline_s: float) -> None:
-        left = sum(map(len, parts))
-        while left:
-            _left_s(deadline_s)
+        while parts:
+            self._limit(socket.SO_SNDTIMEO, deadline_s)
+            some = parts[: frame_socket.MAX_PARTS]
             try:
-                sent = self._sock.sendmsg(parts)
+                sent = self._sock.sendmsg(some)
             except BlockingIOError:
                 raise TimeoutError("timed out") from None
-            left -= sent
-            if left:
-                parts = _after(parts, sent)
+            parts = _after(some, sent) + parts[frame_socket.MAX_PARTS :]
+
+    def _limit(self, option: int, deadline_s: float) -> None:
+        """Let the next call end at the deadline, with what it has moved until then."""
+        seconds, rest_s = divmod(_left_s(deadline_s), 1.0)
+        limit = struct.pack("ll", int(seconds), max(1000, int(rest_s * 1e6)))
+        self._sock.setsockopt(socket.SOL_SOCKET, option, limit)
 
     def answered(self) -> bool:
         """Return whether the peer has sent something, or has gone."""
+        self._wake_at(1)
         return bool(self._readable.poll(0))
 
     # ---- receiving ----
@@ -149,10 +136,17 @@ class SealedSocket:
         deadline_s = frame_socket.deadline_s(self._idle_s, header.length_bytes)
         seal = self._into.next(header.type)
         seal.update(self._raw)
-        left = header.length_bytes
-        for piece in _pieces(views):
-            left = self._receive_piece(piece, left, deadline_s, seal)
-        given = self._receive(TAG_BYTES, deadline_s)
+        if header.length_bytes >= _WAKE_BYTES and not self._window_is_large:
+            # The kernel makes room for what is waited for, and keeps it.
+            self._wake_at(_WINDOW_BYTES)
+            self._window_is_large = True
+        given = bytearray(TAG_BYTES)
+        early, late = _split(views, header.length_bytes - _WAKE_BYTES)
+        if early:
+            self._receive_most(early, deadline_s)
+            _update(seal, early)
+        self._receive_all([*late, memoryview(given)], deadline_s)
+        _update(seal, late)
         tag = seal.tag()
         if not hmac.compare_digest(tag, given):
             raise FrameError("checksum mismatch")
@@ -161,42 +155,37 @@ class SealedSocket:
     def _receive(self, n: int, deadline_s: float) -> bytes:
         """Read n bytes."""
         out = bytearray(n)
-        self._wake_at(1)
-        self._receive_all([memoryview(out)], deadline_s, None)
+        self._receive_all([memoryview(out)], deadline_s)
         return bytes(out)
 
-    def _receive_piece(self, piece: list[memoryview], left: int, deadline_s: float, seal: Seal) -> int:
-        """Fill a piece of a payload of which `left` bytes are missing, and return what is missing
-        then.
-        """
-        size = sum(map(len, piece))
-        if left >= _WAKE_BYTES and not self._window_is_large:
-            # The kernel makes room for what is waited for, and keeps it.
-            self._wake_at(_WINDOW_BYTES)
-            self._window_is_large = True
-        # To be woken only by more than is still to come would be never.
-        self._wake_at(min(_WAKE_BYTES, left))
-        self._receive_all(piece, deadline_s, seal)
-        return left - size
+    def _receive_most(self, views: list[memoryview], deadline_s: float) -> None:
+        """Fill views behind which at least _WAKE_BYTES more are to come in the same frame."""
+        self._wake_at(_WAKE_BYTES)
+        while views:
+            self._limit(socket.SO_RCVTIMEO, deadline_s)
+            views = self._received(views, socket.MSG_WAITALL)
 
-    def _receive_all(self, views: list[memoryview], deadline_s: float, seal: Seal | None) -> None:
-        left = sum(map(len, views))
-        while left:
+    def _receive_all(self, views: list[memoryview], deadline_s: float) -> None:
+        """Fill views behind which nothing more may come.
+
+        Nothing is taken before everything is there: a call that has taken a part would wait for
+        more than is still to come.
+        """
+        while views:
+            self._wake_at(min(_WAKE_BYTES + TAG_BYTES, sum(map(len, views))))
             if not self._readable.poll(math.ceil(1000 * _left_s(deadline_s))):
                 raise TimeoutError("timed out")
-            try:
-                got = self._sock.recvmsg_into(views, 0, socket.MSG_DONTWAIT)[0]
-            except BlockingIOError:
-                continue  # It was woken for nothing, and waits again until the deadline.
-            if got == 0:
-                raise ConnectionError("the peer closed the connection")
-            left -= got
-            if seal is not None:
-                _update(seal, views, got)
-            if left:
-                views = _after(views, got)
-                if left < self._wake_bytes:
-                    self._wake_at(left)
+            views = self._received(views, socket.MSG_DONTWAIT)
+
+    def _received(self, views: list[memoryview], flag: int) -> list[memoryview]:
+        """Receive once, and return what is still to be filled."""
+        try:
+            got = self._sock.recvmsg_into(views[: frame_socket.MAX_PARTS], 0, flag)[0]
+        except BlockingIOError:
+            return views  # It was woken for nothing, or its time is over.
+        if got == 0:
+            raise ConnectionError("the peer closed the connection")
+        return _after(views, got)
 
     def part(self, linger_s: float) -> None:
         """Stop sending, and discard what the peer still sends for at most `linger_s`."""
@@ -216,27 +205,16 @@ def _left_s(deadline_s: float) -> float:
     return left_s
 
 
-def _pieces(views: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yield the views in groups of at most _PIECE_BYTES; a larger view is cut."""
-    piece: list[Any] = []
-    size = 0
-    for view in views:
-        rest = view
-        while size + len(rest) > _PIECE_BYTES:
-            if size == 0:
-                yield [memoryview(rest)[:_PIECE_BYTES]]
-                rest = memoryview(rest)[_PIECE_BYTES:]
-            else:
-                yield piece
-                piece, size = [], 0
-        if len(rest):
-            piece.append(rest)
-            size += len(rest)
-        if len(piece) == frame_socket.MAX_PARTS - 2:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
+def _split(views: Sequence[memoryview], n: int) -> tuple[list[memoryview], list[memoryview]]:
+    """Return the first n bytes of the views, and what is behind them."""
+    if n <= 0:
+        return [], list(views)
+    late = _after(list(views), n)
+    early = list(views[: len(views) - len(late)])
+    size = sum(map(len, early))
+    if size < n:
+        early.append(views[len(early)][: n - size])
+    return early, late
 
 
 def _after(parts: list[Any], n: int) -> list[Any]:
@@ -248,10 +226,8 @@ def _after(parts: list[Any], n: int) -> list[Any]:
     return []
 
 
-def _update(seal: Seal, views: Sequence[memoryview], n: int) -> None:
-    """Add the first n bytes of the views to a tag."""
-    for view in views:
-        seal.update(view if n >= len(view) else view[:n])
-        n -= len(view)
-        if n <= 0:
-            return
+def _update(seal: Seal, parts: Iterable[bytes | memoryview]) -> None:
+    """Add parts to a tag."""
+    update = seal.update
+    for part in parts:
+        update(part)

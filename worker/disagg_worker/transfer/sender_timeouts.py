@@ -19,3 +19,12 @@ class SenderTimeouts:
 
 class TransferFailed(Exception):
     """Raised when the peer refuses a transfer or breaks it off."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        """The peer's code, if it has given one."""
+
+
+class NixlFailed(TransferFailed):
+    """Raised when NIXL fails, or does not do in time what was asked of it."""

@@ -30,7 +30,7 @@ from disagg_worker.transfer.reach import Place
 from disagg_worker.transfer.sealed_socket import SealedSocket
 from disagg_worker.transfer.seals import block_tag
 from disagg_worker.transfer.sender import TcpKvSender, TransferDone
-from disagg_worker.transfer.sender_timeouts import TransferFailed
+from disagg_worker.transfer.sender_timeouts import NixlFailed, TransferFailed
 from disagg_worker.transfer.ucx_report import Moved
 from disagg_worker.values.kv_blocks import KvBlocks
 from disagg_worker.values.layouts import KvLayout
@@ -85,8 +85,8 @@ class Writes(Lanes):
         try:
             self._target = self.writer.target(decode_offer(self._ticket.offer))
         except TransferFailed as failure:
-            log.warning("transfer %s falls back to TCP: %s", self._ticket.transfer_id, failure)
-            if self.writer.open().region.device is not None:
+            self.writer.failed(self._ticket.decode_incarnation, failure)
+            if self.writer.on_device:
                 raise  # The views do not show what a device has computed.
             return super()._lead(commit_of)
         sock = self._connect()
@@ -100,7 +100,13 @@ class Writes(Lanes):
             sock.close()
             raise
         self._link, self._sock = link, sock
-        return self._push(link, self._target, commit_of)
+        try:
+            return self._push(link, self._target, commit_of)
+        except TransferFailed as failure:
+            # Decode says so if it misses what NIXL should have brought. A cancel is no failure.
+            if isinstance(failure, NixlFailed) or failure.code == codes.TRANSFER_FAILED:
+                self.writer.failed(self._ticket.decode_incarnation, failure)
+            raise
 
     def _send_part(self, link: SealedSocket, part: Part, digest: Digest) -> None:
         size_bytes = len(part.blocks.ids) * self.layout.layer_block_bytes
@@ -131,6 +137,7 @@ class Writes(Lanes):
         self._work_until_answered(link, target)
         self._read_answer(link)
         self._acknowledged = True
+        self.writer.worked(self._ticket.decode_incarnation)
         return digest, item
 
     def _work_until_answered(self, link: SealedSocket, target: Target) -> None:
@@ -187,7 +194,7 @@ class Writes(Lanes):
             self._digests[0].add_tag(write.tags, write.size_bytes)
         if self._pending and time.monotonic() > self._pending[0].deadline_s:
             self._broken = True
-            raise TimeoutError(f"NIXL has not written {self._pending[0].size_bytes} bytes in time")
+            raise NixlFailed(f"NIXL has not written {self._pending[0].size_bytes} bytes in time")
 
     @staticmethod
     def _expect(link: SealedSocket, expected: FrameType) -> None:

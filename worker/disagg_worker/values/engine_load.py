@@ -30,6 +30,8 @@ class Load:
     """KV blocks that wait for KV to arrive or to be sent."""
     prompt_tokens_total: int = 0
     """Prompt tokens that were computed, so without the cached ones."""
+    rest_tokens_total: int = 0
+    """The part of these that was computed here by choice, instead of being sent here."""
     generated_tokens_total: int = 0
     """Output tokens that were generated."""
     steps_total: dict[str, int] = field(default_factory=dict)

@@ -47,9 +47,9 @@ class PrefillSignals:
     arrivals: float = UNKNOWN
     """Requests that arrived in the interval."""
     prompt_tokens: float = UNKNOWN
-    """Prompt tokens of these requests."""
+    """Prompt tokens of these requests that are to be computed by the pool."""
     prompt_tokens_squared: float = UNKNOWN
-    """Sum of the squares of the prompt tokens of each of these requests."""
+    """Sum of the squares of these prompt tokens of each of these requests."""
     waiting_requests: float = UNKNOWN
     """Requests that wait for prefill now."""
     waiting_tokens: float = UNKNOWN
@@ -75,6 +75,8 @@ class PrefillSignals:
 
     It is below 1 while the workers wait for room in the decode pool.
     """
+    to_decode: float = 0.0
+    """The part of the arrivals whose prompts decode workers prefill by choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,8 @@ class DecodeSignals:
     """KV tokens in these steps, summed over the steps."""
     step_s: float = UNKNOWN
     """Seconds that these steps took."""
+    rest_s: float = 0.0
+    """Seconds in which all workers computed the rest of prompts whose start they had."""
 
 
 @dataclass(frozen=True, slots=True)

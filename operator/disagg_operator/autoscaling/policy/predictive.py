@@ -130,7 +130,7 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
     # Demand is measured in workers. If a worker turns out to be faster, the remembered demand
     # shrinks.
     p = o.prefill
-    work = [x.prefill_work_s(p.arrivals, p.prompt_tokens, p.prompt_tokens_squared) for x in (before, now)]
+    work = [_prefill_work_s(x, p) for x in (before, now)]
     rate = [_decode_rate(settings, x, state) for x in (now, before)]
     state = replace(state, learned=learned, prefill=_scaled(state.prefill, *work), decode=_scaled(state.decode, *rate))
     return replace(settings, profile=now), state
@@ -177,7 +177,7 @@ def _kv_per_sequence(state: State) -> float:
 
 def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizing, PoolState]:
     p, profile, pool = o.prefill, settings.profile, state.prefill
-    work = profile.prefill_work_s(p.arrivals, p.prompt_tokens, p.prompt_tokens_squared) / o.interval_s
+    work = _prefill_work_s(profile, p) / o.interval_s
     if not work < MOST:
         return hold(p.pods, settings.prefill, "prompt lengths are not known: holding"), pool
     backlog_s, overrun = _waiting_s(settings, p), _overrun(settings, o)
@@ -214,6 +214,12 @@ def _overrun(settings: Settings, o: Observation) -> bool:
     return _waiting_s(settings, o.prefill) > o.interval_s * o.prefill.pods.ready
 
 
+def _prefill_work_s(profile: Profile, p: PrefillSignals) -> float:
+    """Return the seconds of one worker for the prompts that have arrived for the prefill pool."""
+    to_decode = p.to_decode if p.to_decode <= p.arrivals else 0.0
+    return profile.prefill_work_s(p.arrivals - to_decode, p.prompt_tokens, p.prompt_tokens_squared)
+
+
 def _held(p: PrefillSignals) -> float:
     """Return the share of the waiting prompts that wait because the decode pool is nearly full."""
     return 1 - min(1.0, p.batch_share) if p.batch_share >= 0 else 0.0
@@ -222,8 +228,9 @@ def _held(p: PrefillSignals) -> float:
 def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizing, PoolState]:
     """Return the size that the decode pool should have.
 
-    The demand is the tokens generated per second, of short and of long outputs alike. What has
-    arrived at prefill is the demand that follows, also while prefill cannot do it yet.
+    The demand is the tokens generated per second, of short and of long outputs alike, and the time
+    that the rests of prompts take which the workers compute themselves. What has arrived at prefill
+    is the demand that follows, also while prefill cannot do it yet.
     """
     d, pool, interval_s = o.decode, state.decode, o.interval_s
     rate = _decode_rate(settings, settings.profile, state)
@@ -231,6 +238,7 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     # Full workers make no more tokens, however many sequences they have.
     full = d.running_requests / rate / (_WITHIN * settings.tpot_s)
     made = max(made, full) if full < MOST else made
+    made += d.rest_s / interval_s if d.rest_s >= 0 else 0.0
     if not made < MOST:
         return hold(d.pods, settings.decode, "generated tokens are not known: holding"), pool
     output = _output_tokens(state)

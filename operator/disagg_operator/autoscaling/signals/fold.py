@@ -21,6 +21,7 @@ Routed = Callable[[str], float]
 # An older look tells nothing about the present: after a gap the counters start afresh.
 MAX_GAP_S = 120.0
 _SHARE_MEMORY_S = 120.0
+_PARTS = (series.PROMPT, series.UNCACHED)
 # The counters from which a worker's speed is learned, by the field that holds their increase.
 _LEARNED_OF_PREFILL = {
     "batches": series.WORKER_PREFILL_BATCHES,
@@ -38,7 +39,8 @@ _LEARNED_OF_DECODE = {
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The share of the recent prompt tokens, and of their squares, that was not cached.
+    """The share of the recent prompt tokens, and of their squares, that was not cached, and the
+    share of the requests that was work for the prefill pool.
 
     The sums fade.
     """
@@ -47,6 +49,8 @@ class Share:
     uncached: float = 0.0
     prompt2: float = 0.0
     uncached2: float = 0.0
+    requests: float = 0.0
+    prefilled: float = 0.0
 
     def tokens(self) -> float:
         """Return the uncached share of the tokens."""
@@ -55,6 +59,10 @@ class Share:
     def squares(self) -> float:
         """Return the uncached share of the squares of the tokens."""
         return self.uncached2 / self.prompt2 if self.prompt2 > 0 else 1.0
+
+    def of_requests(self) -> float:
+        """Return the share of the requests that is work for the prefill pool."""
+        return self.prefilled / self.requests if self.requests > 0 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +134,15 @@ def _remember(look: Look, memory: Memory, share: Share) -> Memory:
 
 
 def _share(share: Share, routed: Routed, interval_s: float) -> Share:
-    grown = [
-        routed(f"{name}:{part}")
-        for name in (series.ROUTER_PREFILLED_TOKENS, series.ROUTER_PREFILLED_TOKENS_SQUARED)
-        for part in (series.PROMPT, series.UNCACHED)
-    ]
-    if any(map(math.isnan, grown)):
+    names = (series.ROUTER_PREFILLED_TOKENS, series.ROUTER_PREFILLED_TOKENS_SQUARED, series.ROUTER_PREFILLED_REQUESTS)
+    tokens, squares, requests = (tuple(routed(f"{name}:{part}") for part in _PARTS) for name in names)
+    if any(map(math.isnan, (*tokens, *squares))):
         return share
+    if any(map(math.isnan, requests)):  # Routers of earlier releases do not count them.
+        requests = (0.0, 0.0)
     keep = math.exp(-interval_s / _SHARE_MEMORY_S)
-    old = (share.prompt, share.uncached, share.prompt2, share.uncached2)
-    return Share(*(keep * a + b for a, b in zip(old, grown, strict=True)))
+    old = (share.prompt, share.uncached, share.prompt2, share.uncached2, share.requests, share.prefilled)
+    return Share(*(keep * a + b for a, b in zip(old, (*tokens, *squares, *requests), strict=True)))
 
 
 def _kept_and_missed(routed: Routed, objective: str) -> tuple[float, float]:
@@ -160,6 +167,7 @@ def _prefill(look: Look, routed: Routed, share: Share, routers: PoolSums, worker
     return PrefillSignals(
         pods=look.prefill_pods,
         arrivals=arrivals,
+        to_decode=arrivals * (1.0 - share.of_requests()),
         prompt_tokens=tokens,
         prompt_tokens_squared=routed(series.ROUTER_ARRIVED_PROMPT_TOKENS_SQUARED) * share.squares(),
         waiting_requests=waiting + outside,
@@ -171,6 +179,17 @@ def _prefill(look: Look, routed: Routed, share: Share, routers: PoolSums, worker
         batch_share=limit / most if most > 0 else math.nan,
         **dict(zip(_LEARNED_OF_PREFILL, learned, strict=True)),
     )
+
+
+def _rest_s(workers: PoolSums) -> float:
+    """Return the seconds in which decode workers computed the rest of prompts by choice.
+
+    Workers do not time it apart from the prompts that they compute for want of a prefill worker, or
+    again: those are no work that belongs to them.
+    """
+    named = (f"{series.WORKER_PROMPT_TOKENS_BY_SOURCE}:{s}" for s in (series.LOCAL_REST, series.LOCAL_COMPUTE))
+    (rest, repeated), busy_s = map(workers.increase, named), workers.increase(series.WORKER_PREFILL_BATCH_SECONDS)
+    return busy_s * rest / (rest + repeated) if rest > 0 and repeated >= 0 and busy_s > 0 else 0.0
 
 
 def _decode(look: Look, routed: Routed, routers: PoolSums, workers: PoolSums) -> DecodeSignals:
@@ -189,5 +208,6 @@ def _decode(look: Look, routed: Routed, routers: PoolSums, workers: PoolSums) ->
         completed_context_tokens=routed(f"{series.ROUTER_COMPLETED_TOKENS}:{series.CONTEXT}"),
         tpot_total=ok + missed,
         tpot_ok=ok,
+        rest_s=_rest_s(workers),
         **dict(zip(_LEARNED_OF_DECODE, learned, strict=True)),
     )

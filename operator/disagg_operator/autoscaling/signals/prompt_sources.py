@@ -18,7 +18,8 @@ def prompt_tokens(workers: Answers) -> dict[str, PromptTokens]:
 
 def _of(sample: Sample) -> PromptTokens | None:
     computed, cached, transferred = (
-        sample.get(f"{series.WORKER_PROMPT_TOKENS_BY_SOURCE}:{source}") for source in series.SOURCES
+        sample.get(f"{series.WORKER_PROMPT_TOKENS_BY_SOURCE}:{source}")
+        for source in (series.LOCAL_COMPUTE, series.LOCAL_CACHE_HIT, series.EXTERNAL_KV_TRANSFER)
     )
     if math.isnan(computed) or math.isnan(transferred):
         return None

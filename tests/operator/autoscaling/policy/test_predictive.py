@@ -374,3 +374,19 @@ def test_a_signal_that_an_engine_cannot_have_is_not_known_and_breaks_nothing(poo
     for pool_state in (state.prefill, state.decode):
         known = (pool_state.demand.level, pool_state.missed, pool_state.counted)
         assert all(math.isfinite(n) for n in known)
+
+
+def test_the_rests_of_prompts_that_decode_computes_are_its_work_and_not_that_of_prefill() -> None:
+    def chats(o: Observation) -> Observation:
+        tokens = 30_000.0 * o.interval_s  # Long prompts: each has a batch of its own.
+        p = replace(o.prefill, prompt_tokens=tokens, prompt_tokens_squared=tokens, to_decode=0.75 * o.prefill.arrivals)
+        return replace(o, prefill=p, decode=replace(o.decode, rest_s=2.0 * o.interval_s))
+
+    def all_shipped(o: Observation) -> Observation:
+        o = chats(o)
+        return replace(o, prefill=replace(o.prefill, to_decode=0.0), decode=replace(o.decode, rest_s=0.0))
+
+    (mine, _), (shipped, _) = (drive(RULES, lambda _: 4.0, 900, sizes=(8, 8), change=c) for c in (chats, all_shipped))
+    work = [m[-1].numbers for m in (mine, shipped)]
+    assert work[0]["decode_demand"] == pytest.approx(work[1]["decode_demand"] + 2, rel=0.02)
+    assert work[0]["prefill_demand"] < work[1]["prefill_demand"]

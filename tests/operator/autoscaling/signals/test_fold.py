@@ -17,6 +17,7 @@ ARRIVALS = "disagg_router_arrivals_total"
 TOKENS = "disagg_router_arrived_prompt_tokens_total"
 GENERATED = "disagg_worker_generated_tokens_total"
 RUNNING = "disagg_worker_running_requests"
+PARTS = ("prompt", "uncached")
 
 
 def router(at_s: float, arrivals: float, **more: float) -> Sample:
@@ -154,6 +155,36 @@ def test_uncached_tokens_follow_what_was_cached_lately() -> None:
 
     p = after(look(100, {"r": said(100, 0)}), look(105, {"r": said(105, 10)})).observation.prefill
     assert (p.prompt_tokens, p.prompt_tokens_squared) == pytest.approx((40, 160))
+
+
+def test_prompts_that_decode_prefills_by_choice_are_no_requests_of_prefill() -> None:
+    def said(at_s: float, arrivals: float, **more: float) -> Sample:
+        tokens = {f"disagg_router_prefilled_tokens{s}_total__{p}": arrivals for s in ("", "_squared") for p in PARTS}
+        return router(at_s, arrivals, **tokens, **more)
+
+    parts = [{f"disagg_router_prefilled_requests_total__{p}": n for p, n in zip(PARTS, c, strict=True)}
+             for c in ((0.0, 0.0), (10.0, 4.0))]  # fmt: skip
+    p = after(
+        look(100, {"r": said(100, 0, **parts[0])}), look(105, {"r": said(105, 10, **parts[1])})
+    ).observation.prefill
+    assert (p.arrivals, p.to_decode) == pytest.approx((10, 6))
+    older = after(look(100, {"r": said(100, 0)}), look(105, {"r": said(105, 10)})).observation.prefill
+    assert (older.arrivals, older.to_decode) == (10, 0)
+
+
+@pytest.mark.parametrize(
+    ("sources", "seconds"),
+    [({"local_rest": 30, "local_compute": 10}, 1.5), ({"local_rest": 30}, 0), ({"local_compute": 10}, 0), ({}, 0)],
+)
+def test_the_rests_that_decode_computes_are_timed_apart_from_what_it_repeats(
+    sources: dict[str, float], seconds: float
+) -> None:
+    def said(at_s: float, grown: float) -> Sample:
+        counted = {f"disagg_worker_prompt_tokens_by_source_total:{s}": grown * n for s, n in sources.items()}
+        return worker(at_s, disagg_worker_prefill_batch_seconds_total=2 * grown, **counted)
+
+    looks = [look(t, {"r": router(t, 0)}, decode={"d": said(t, n)}) for t, n in ((100, 0.0), (105, 1.0))]
+    assert after(*looks).observation.decode.rest_s == pytest.approx(seconds)
 
 
 def test_a_workers_speed_is_learned_from_those_that_are_a_minute_old() -> None:

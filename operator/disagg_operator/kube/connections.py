@@ -1,0 +1,88 @@
+"""The connections to the API server, over which single requests are sent.
+
+A call costs the operator little more than its TLS and its parsing: with thousands of objects, the
+client is what most of the operator's time goes into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+import aiohttp
+from yarl import URL
+
+from disagg_operator.kube.credentials import Credentials
+from disagg_operator.vocabulary import FIELD_MANAGER
+
+_MOST = 16
+_CONNECT_S = 5.0
+
+
+class Unanswered(Exception):
+    """Raised when a connection can't be made, or breaks before the answer is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the API server has answered to a request."""
+
+    status: int
+    reason: str
+    """The words that go with the status."""
+    retry_after: str | None
+    """What it says about when to try again."""
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode(errors="replace")
+
+
+class Connections:
+    """The connections of one client, at most 16 of them, for one event loop."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._server = credentials.server.rstrip("/")
+        self._context = credentials.ssl_context()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def send(
+        self,
+        verb: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Send a request and return the answer, whatever its status. Raises Unanswered.
+
+        It waits for an answer without an end: the caller has a deadline.
+        """
+        query = f"?{urlencode(params)}" if params else ""
+        # The path is made of checked names, and anything else would be quoted by its author.
+        url = URL(f"{self._server}{path}{query}", encoded=True)
+        sent = {**(headers or {}), **self._credentials.headers()}
+        try:
+            async with self._open().request(verb, url, data=content, headers=sent, allow_redirects=False) as got:
+                return Reply(got.status, got.reason or "", got.headers.get("Retry-After"), await got.read())
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unanswered(type(error).__name__) from error
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self._context, limit=_MOST),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"User-Agent": FIELD_MANAGER},
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+                trust_env=False,  # credentials must not pass through a proxy that the environment happens to name
+            )
+        return self._session
