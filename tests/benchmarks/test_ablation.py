@@ -15,7 +15,7 @@ from disagg_operator.performance import profile_file
 # What the policy has today. A change may lower these numbers; to raise one, name what it buys in
 # benchmarks/results/ablation.md.
 MOST_LINES = 900
-MOST_NAMED, MOST_IN_EXPRESSIONS = 34, 1
+MOST_NAMED, MOST_IN_EXPRESSIONS = 36, 1
 
 
 def test_the_policy_stays_small() -> None:

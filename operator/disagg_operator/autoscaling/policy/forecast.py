@@ -35,7 +35,7 @@ class Tuning:
     """Seconds over which the trend is smoothed, for each forecaster."""
     damping_s: float = 150.0
     """Seconds for which a trend is expected to last."""
-    error_memory_s: float = SPELL_S
+    error_memory_s: float = 800.0
     """Seconds after which errors fade.
 
     Large errors come in clusters, and what is remembered for longer is paid for longer.
@@ -46,7 +46,7 @@ class Tuning:
     """The weight of a forecaster is its mean square error to the power of minus this."""
     window_s: float = 60.0
     """Seconds over which the actual rate is averaged to judge a forecast."""
-    shape_days: float = 2.0
+    shape_days: float = 3.0
     """Days over which the daily shape is averaged."""
 
 
