@@ -219,7 +219,7 @@ def plan(
     # What is given up in a full cluster may not come back.
     keep_s = max(keep_s, _PATIENCE_S) if outlook.full else keep_s
     history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - max(keep_s, _PATIENCE_S)], (o.now_s, best))
-    lately = max(max(n for at, n in history if at > o.now_s - keep_s), at_node)
+    lately = max(best, at_node, *(n for at, n in history if at > o.now_s - keep_s))
     asked = bounded(_at_once(pods, best, pool.wanted[-1][1] if pool.wanted else best))
     if best > pods.replicas and scheduled > cheapest:
         found.wanted, found.reason = best, f"the schedule asks for {scheduled}"

@@ -296,3 +296,10 @@ def test_a_pool_that_holds_blindly_gives_less_than_one_that_is_known_to_need_lit
     blind, _ = joined(sizing(6, known=False), sizing(6, 1.0), gpu_budget=7)
     seeing, _ = joined(sizing(6, 1.0), sizing(6, 1.0), gpu_budget=7)
     assert seeing < blind < 6
+
+
+def test_workers_that_start_at_once_are_not_held() -> None:
+    pods = Pods(9, 9)
+    o = Observation(1000.0, 15.0, PrefillSignals(pods), DecodeSignals(pods))
+    found, _ = plan(RULES, "prefill", o, seen(1.0, PoolState(wanted=((985.0, 9),))), Outlook(0.0, 45.0, 40.0))
+    assert found.wanted == found.need < 9
