@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-liveness test-engines test-faults test-rollouts test-fabric test-scaler
+.PHONY: bench-foresight bench-ablation bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-liveness test-engines test-faults test-rollouts test-fabric test-scaler
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -144,6 +144,12 @@ setup-gpu:
 bench-autoscaling: setup ## every scaling policy on the traces in TRACES (40 minutes of one core) and the scenarios; SCENARIO=step10x: only that one
 	@[ -n "$(SCENARIO)" ] || $(PY) -m benchmarks.autoscaling.run --traces $(TRACES)
 	@$(PY) -m benchmarks.autoscaling.scenarios --traces $(TRACES) $(SCENARIO)
+
+bench-ablation: setup ## each constant of the autoscaling policy halved and doubled on days that it was not tuned to (an hour of one core; resumable); CONSTANT=_KEEP: only that one
+	@$(PY) -m benchmarks.ablation --traces $(TRACES) $(CONSTANT)
+
+bench-foresight: setup ## what the autoscaling policy would cost with perfect forecasts, without holding, or with workers that start at once (resumable); TRACE=azure2023_conv: only that one
+	@$(PY) -m benchmarks.autoscaling.foresight --traces $(TRACES) $(TRACE)
 
 bench-planner: setup ## the planner against published measurements of one pool; writes benchmarks/results/planner.md (seconds)
 	@$(PY) -m benchmarks.planner

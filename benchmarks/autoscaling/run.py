@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import disagg_operator
-from benchmarks.autoscaling import days
+from benchmarks.autoscaling import days, noise
 from benchmarks.machine import machine
 from disagg_operator.autoscaling.policy.history import Minute
 from disagg_operator.performance import profile as profiles
@@ -57,6 +57,7 @@ def _times(factor: float) -> profiles.Profile:
 
 
 BASE = "as above"
+NOISE = "noisy metrics (a tenth of the scrapes lost, a tenth with NaN, 15 % off, rare outliers of 50 times)"
 # (differences in the cluster, differences in the settings of the policy)
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     BASE: ({}, {}),
@@ -64,6 +65,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no metrics for 15 minutes on the evening ramp": ({"blind_s": (EVENING_S,)}, {}),
     "drain without limit": ({"grace_s": math.inf}, {}),
     "another seed": ({"seed": 1}, {}),
+    "a third seed": ({"seed": 2}, {}),
+    "a scrape every 5 s": ({"interval_s": 5.0}, {}),
+    NOISE: ({}, {}),
     "two failures per worker and day, drain without limit": (
         {"failures_per_worker_hour": 2 / 24, "grace_s": math.inf},
         {},
@@ -134,6 +138,8 @@ def work(job: Job) -> tuple[Job, dict[str, Any]]:
     policy = named_policies.make(job.policy, setup, past)
     if isinstance(policy, named_policies.Predictive):
         policy.settings = replace(policy.settings, **settings)
+    if job.variant == NOISE:
+        policy = noise.NoisyMetrics(policy)
     result: Score = score(Cluster(trace, setup).run(policy))
     return job, asdict(result) | {"seconds": time.perf_counter() - began}
 
@@ -153,6 +159,8 @@ def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
     for path in sorted(used):
         code.update(path.read_bytes())
     code.update(files(job)[0].read_bytes())
+    if job.variant == NOISE:
+        code.update(Path(noise.__file__).read_bytes())
     code.update(repr([job.trace, copies(job), job.kind, job.policy, VARIANTS[job.variant], job.order]).encode())
     kept = folder / f"{code.hexdigest()[:24]}.json"
     if kept.is_file():

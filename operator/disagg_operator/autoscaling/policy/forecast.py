@@ -14,12 +14,15 @@ import math
 from dataclasses import dataclass, replace
 
 DAY_S = 86_400.0
-SHAPE_BINS = 144  # of ten minutes each
+# Nodes start, estimators settle and the daily load changes within this time.
+SPELL_S = 600.0
+SHAPE_BINS = round(DAY_S / SPELL_S)
 ERROR_STEP = 0.05
 ERROR_BINS = 25  # log(actual / forecast) from -0.6 to 0.6; larger errors cannot be paid for
 _MIDDLE = ERROR_BINS // 2
-_KEPT_FORECASTS = 128
-_PRIOR_SPREAD, _PRIOR_FORECASTS = 0.2, 3.0
+_PRIOR_SPREAD, _PRIOR_FORECASTS = 0.2, 2.0
+TINY = 1e-6  # guards divisions; smaller shares and amounts of work are none
+MOST = 1e9  # requests, tokens or workers; a larger value is not a valid measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +89,9 @@ def update(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: 
         return replace(
             f, levels=(rate,) * n, trends=(0.0,) * n, updated_s=now_s, fresh_s=interval_s, recent=((now_s, rate),),
             shape=shape, shape_seen_s=seen_s,
-            errors=f.errors or prior(), skill=f.skill or (0.05,) * n,
+            errors=f.errors or prior(), skill=f.skill or (_PRIOR_SPREAD**2,) * n,
         )  # fmt: skip
-    dt = max(now_s - f.updated_s, 1e-3)
+    dt = max(now_s - f.updated_s, TINY)
     levels, trends = [], []
     for level, trend, level_s, trend_s in zip(f.levels, f.trends, tuning.level_s, tuning.trend_s, strict=True):
         expected = level + trend * dt
@@ -97,7 +100,7 @@ def update(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: 
         gain = max(1 - math.exp(-dt / level_s), dt / (f.fresh_s + dt)) if young else 1 - math.exp(-dt / level_s)
         levels.append(max(0.0, expected + gain * (rate - expected)))
         trends.append(0.0 if young else trend + (1 - math.exp(-dt / trend_s)) * ((levels[-1] - level) / dt - trend))
-    recent = (*[(at, r) for at, r in f.recent if at > now_s - tuning.window_s + 0.5 * interval_s], (now_s, rate))
+    recent = (*[(at, r) for at, r in f.recent if at > now_s - tuning.window_s + interval_s / 2], (now_s, rate))
     f = replace(
         f,
         levels=tuple(levels),
@@ -138,14 +141,14 @@ def scaled(f: Forecaster, factor: float) -> Forecaster:
 
 
 def prior() -> tuple[float, ...]:
-    """Return the initial histogram of errors: about 20 %, with the weight of three forecasts."""
+    """Return the initial histogram of errors: about 20 %, with the weight of two forecasts."""
     weights = [math.exp(-(((i - _MIDDLE) * ERROR_STEP / _PRIOR_SPREAD) ** 2) / 2) for i in range(ERROR_BINS)]
     return tuple(_PRIOR_FORECASTS * w / sum(weights) for w in weights)
 
 
 def _log_ratio(actual: float, forecast: float) -> float:
     most = _MIDDLE * ERROR_STEP
-    return max(-most, min(most, math.log(max(actual, 1e-6) / max(forecast, 1e-6))))
+    return max(-most, min(most, math.log(max(actual, TINY) / max(forecast, TINY))))
 
 
 def _bin(actual: float, forecast: float) -> int:
@@ -191,19 +194,22 @@ def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> tuple[float, ...
         # that is noticed late costs a few GPU-minutes.
         ahead = level + max(0.0, trend) * tuning.damping_s * (1 - math.exp(-horizon_s / tuning.damping_s))
         if now > 0 and then > 0:
-            ahead = (ahead + level * min(2.0, max(0.5, then / now))) / 2
-        each.append(max(0.0, min(ahead, 2.5 * level), 0.3 * level))
+            ahead = (ahead + level * min(2.0, max(1 / 2, then / now))) / 2
+        each.append(min(ahead, 2 * level))
     # A forecaster whose level is further below the last minute than it ever errs has missed a rise.
     off = [(_log_ratio(f.level, level) / 2) ** 2 if f.level > level else 0.0 for level in f.levels]
-    weights = [max(s, o, 1e-4) ** -tuning.skill_power for s, o in zip(f.skill, off, strict=True)]
+    weights = [max(s, o, TINY) ** -tuning.skill_power for s, o in zip(f.skill, off, strict=True)]
     return (sum(w * e for w, e in zip(weights, each, strict=True)) / sum(weights), *each)
 
 
-def least(f: Forecaster) -> float:
+def least(f: Forecaster, *, overrun: bool = False) -> float:
     """Return a rate that the last two intervals show even if both erred twice as much as usual.
 
-    It is 0 before the second interval.
+    It is 0 before the second interval. While the workers are overrun, it is that of the last
+    interval.
     """
+    if overrun and f.recent:
+        return f.recent[-1][1]
     if len(f.recent) < 2:
         return 0.0
     return min(rate for _, rate in f.recent[-2:]) * math.exp(-2 * math.sqrt(min(f.skill)))
@@ -211,13 +217,13 @@ def least(f: Forecaster) -> float:
 
 def remember(f: Forecaster, due_s: float, forecasts: tuple[float, ...]) -> Forecaster:
     """Remember a forecast of `predict`, to be judged when it is due."""
-    return replace(f, made=(*f.made, (due_s, *forecasts))[-_KEPT_FORECASTS:])
+    return replace(f, made=(*f.made, (due_s, *forecasts))[-SHAPE_BINS:])
 
 
 def ratios(f: Forecaster) -> list[tuple[float, float]]:
     """Return (actual / forecast, probability) in ascending order."""
     counts = f.errors or prior()
-    least = 1e-4 * sum(counts)
+    least = TINY * sum(counts)
     kept = [(i, count) for i, count in enumerate(counts) if count > least]
     total = sum(count for _, count in kept)
     return [(math.exp((i - _MIDDLE) * ERROR_STEP), count / total) for i, count in kept]

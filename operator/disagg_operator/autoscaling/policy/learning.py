@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from disagg_operator.autoscaling.policy.forecast import TINY
 from disagg_operator.autoscaling.policy.observation import Observation
 from disagg_operator.performance.profile import Profile
 
-_NOISE = 0.05  # relative error of an interval's seconds
 _PRIOR_ROWS = 0.01
-_MEMORY_S = 2 * 3600.0
+_MEMORY_S = 7200.0
 _LEAST_FACTOR, _MOST_FACTOR = 0.02, 1000.0
-_LEAST_S = 0.5  # an interval with fewer seconds of computing is left out
+_LEAST_S = 1.0  # an interval with fewer seconds of computing is left out
 
 Three = tuple[float, float, float]
 
@@ -74,13 +74,14 @@ def profile(learned: Learned, prior: Profile) -> Profile:
 
 def factors(evidence: Evidence) -> Three:
     """Return the factors by which the terms of the prior are multiplied, from 1/50 to 1000."""
-    s, share = evidence.squares, _PRIOR_ROWS / max(evidence.rows, 1.0)
-    prior = [share * max(square, 1e-6) for square in (s[0], s[3], s[5])]
-    matrix = [[s[0] + prior[0], s[1], s[2]], [s[1], s[3] + prior[1], s[4]], [s[2], s[4], s[5] + prior[2]]]
+    share = _PRIOR_ROWS / max(evidence.rows, 1.0)
+    xx, xy, xz, yy, yz, zz = evidence.squares
+    prior = [share * max(square, TINY) for square in (xx, yy, zz)]
+    matrix = [[xx + prior[0], xy, xz], [xy, yy + prior[1], yz], [xz, yz, zz + prior[2]]]
     right = [p + own for p, own in zip(evidence.products, prior, strict=True)]
-    free, found = [0, 1, 2], [_LEAST_FACTOR] * 3
+    free, found = list(range(len(right))), [_LEAST_FACTOR] * len(right)
     while free:
-        rest = [right[i] - sum(matrix[i][j] * _LEAST_FACTOR for j in range(3) if j not in free) for i in free]
+        rest = [right[i] - sum(matrix[i][j] * _LEAST_FACTOR for j in range(len(right)) if j not in free) for i in free]
         values = _solve([[matrix[i][j] for j in free] for i in free], rest)
         lowest = min(range(len(free)), key=values.__getitem__)
         if values[lowest] >= _LEAST_FACTOR:
@@ -102,14 +103,14 @@ def _add(evidence: Evidence, expected: Three, seconds: float, interval_s: float)
         return evidence
     if seconds < _LEAST_S or sum(expected) <= 0:
         return evidence
-    x, y, z = (v / seconds / _NOISE for v in expected)
-    one, keep = 1 / _NOISE, math.exp(-interval_s / _MEMORY_S)
+    x, y, z = (v / seconds for v in expected)
+    keep = math.exp(-interval_s / _MEMORY_S)
     row = (x * x, x * y, x * z, y * y, y * z, z * z)
-    s = [keep * old + new for old, new in zip(evidence.squares, row, strict=True)]
-    p = [keep * old + one * new for old, new in zip(evidence.products, (x, y, z), strict=True)]
-    if not all(math.isfinite(v) for v in (*s, *p)):
+    xx, xy, xz, yy, yz, zz = squares = [keep * old + new for old, new in zip(evidence.squares, row, strict=True)]
+    px, py, pz = products = [keep * old + new for old, new in zip(evidence.products, (x, y, z), strict=True)]
+    if not all(math.isfinite(v) for v in (*squares, *products)):
         return evidence
-    return Evidence((s[0], s[1], s[2], s[3], s[4], s[5]), (p[0], p[1], p[2]), keep * evidence.rows + 1)
+    return Evidence((xx, xy, xz, yy, yz, zz), (px, py, pz), keep * evidence.rows + 1)
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:

@@ -97,8 +97,6 @@ class PoolState:
     """Requests that missed their objective; the number fades."""
     counted: float = 0.0
     """Requests that were measured against their objective; the number fades."""
-    pressure: float = 0.0
-    """The logarithm of the price's correction by all misses so far."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,20 +10,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from disagg_operator.autoscaling.policy.forecast import DAY_S, ERROR_STEP, TINY
+
 LEAST_SLACK = -2.0
-SLACK_STEP = 0.1
-SLACK_BINS = 61  # up to a slack of 4
+SLACK_STEP = 2 * ERROR_STEP
+SLACK_BINS = round((2 * 2 - LEAST_SLACK) / SLACK_STEP) + 1  # up to a slack of 4
 _PRIOR_REQUESTS = 150.0
-_MEMORY_S = 2 * 86_400.0
+_MEMORY_S = 2 * DAY_S
 _PRIOR_WEIGHT = 6.0  # Fisher information of the middle, which is known to about 0.4
 _WORTH = 10.0
-_MOST_MOVE = 0.1
-_LEAST_MIDDLE = -1.5
 
 
 def slack(workers: float, demand: float) -> float:
     """Return the slack of `workers` for a demand in workers."""
-    return (workers - demand) / math.sqrt(max(demand, 0.05))
+    return (workers - demand) / math.sqrt(max(demand, TINY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ def observe(curve: MissCurve, at: float, total: float, ok: float, interval_s: fl
     worth, expected = min(total, _WORTH), curve.logistic(at)
     weight = max(_PRIOR_WEIGHT, curve.weight * keep) + worth * expected * (1 - expected) / curve.width**2
     move = worth * ((1 - ok / total) - expected) / curve.width / weight
-    middle = curve.middle + max(-_MOST_MOVE, min(_MOST_MOVE, move))
-    return replace(curve, middle=max(_LEAST_MIDDLE, middle), weight=weight, total=tuple(totals), missed=tuple(missed))
+    middle = curve.middle + max(-SLACK_STEP, min(SLACK_STEP, move))
+    return replace(curve, middle=max(LEAST_SLACK, middle), weight=weight, total=tuple(totals), missed=tuple(missed))
 
 
 def share_at(shares: list[float], at: float) -> float:

@@ -14,9 +14,8 @@ every missed objective. For each pool, in workers:
                  together count more
 
 The price controls the error budget. It rises while more requests miss than the budget allows and
-falls while fewer do: quickly by the misses of the last minutes, and slowly by all misses
-so far. Misses are therefore accepted where it is expensive to avoid them (the last worker of a
-small pool) and avoided where it is cheap.
+falls while fewer do, by the misses of the last minutes. Misses are therefore accepted where it is
+expensive to avoid them (the last worker of a small pool) and avoided where it is cheap.
 
 Workers that are starting count as capacity. Scaling down goes to the largest `wanted` of the last
 one and a half cold starts. If a role flip is faster than a cold start, the workers that one pool
@@ -32,11 +31,10 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from disagg_operator.autoscaling.policy import forecast, learning, miss_curve
+from disagg_operator.autoscaling.policy.forecast import MOST, SPELL_S, TINY
 from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings, State
 from disagg_operator.autoscaling.policy.observation import Observation, Pods, PrefillSignals, Targets
 from disagg_operator.autoscaling.policy.sizing import (
-    DRAIN_S,
-    PATIENCE_S,
     Outlook,
     PoolSizing,
     hold,
@@ -50,17 +48,14 @@ from disagg_wire.roles import DECODE, PREFILL
 
 __all__ = ["Peak", "PoolLimits", "PoolState", "Settings", "State", "step"]
 
-_WARM_UP_S = 600.0  # until then the estimators know little: not below the starting size
-_BLIND_FORECAST_S = 300.0
-_OUTPUT_MEMORY_S = 600.0
+_WARM_UP_S = SPELL_S  # until then the estimators know little: not below the starting size
+_BLIND_FORECAST_S = SPELL_S / 2
+_LENGTH_MEMORY_S = SPELL_S  # of outputs and contexts
 _MOST_BLIND_RISE = 2.0
-_MOST_TOKENS = 1e9  # per request; a larger value is not a valid measurement
-_MOST_WORK = 1e6  # workers; a larger value is not a valid measurement
 _BUDGET_MEMORY_S = 450.0
-# In this time the price grows e-fold if twice the budget is missed, and shrinks as much if nothing
-# is missed.
-_STEER_S = 16 * 3600.0
-_MOST_PRESSURE = 2.5
+_WITHIN = 0.97  # of the objective, for what a step does not show
+_SCRAPES = 3.0  # until a rise is seen, believed and acted upon
+_OUTPUT_TOKENS, _KV_TOKENS = 200.0, 1000.0  # of a request, until they are known
 
 
 def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, State]:
@@ -85,7 +80,7 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
                 pool.wanted, pool.reason = least, "still learning: not below the starting size"
     join(settings, prefill, decode, full=o.now_s < state.full_until_s)
     if prefill.lost or decode.lost:
-        state = replace(state, full_until_s=o.now_s + PATIENCE_S)
+        state = replace(state, full_until_s=o.now_s + SPELL_S)
     unmet = {PREFILL: shortage(prefill), DECODE: below_step or shortage(decode)}
     limits = {PREFILL: limit_of(prefill), DECODE: limit_of(decode)}
     state = replace(state, seen_with=(prefill.wanted, decode.wanted))
@@ -116,15 +111,15 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
     running, and the profile from the work that workers have done.
     """
     d = o.decode
-    gain = 1 - math.exp(-o.interval_s / _OUTPUT_MEMORY_S)
+    gain = 1 - math.exp(-o.interval_s / _LENGTH_MEMORY_S)
     output, kv = state.output_tokens, state.kv_per_sequence
     if d.completions >= 1 and d.completed_output_tokens > 0:
-        mean = min(_MOST_TOKENS, d.completed_output_tokens / d.completions)
+        mean = min(MOST, d.completed_output_tokens / d.completions)
         output = mean if math.isnan(output) else output + gain * (mean - output)
     if d.running_requests >= 1 and d.kv_tokens > 0:
-        held = min(_MOST_TOKENS, d.kv_tokens / d.running_requests)
+        held = min(MOST, d.kv_tokens / d.running_requests)
         kv = held if math.isnan(kv) else kv + gain * (held - kv)
-    per_s = min(_MOST_TOKENS, o.prefill.arrivals / o.interval_s)
+    per_s = min(MOST, o.prefill.arrivals / o.interval_s)
     arrivals = forecast.update(state.arrivals, o.now_s, o.interval_s, per_s, settings.tuning)
     state = replace(state, output_tokens=output, kv_per_sequence=kv, arrivals=arrivals)
     if not settings.learn:
@@ -143,13 +138,13 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
 
 def _scaled(pool: PoolState, before: float, now: float) -> PoolState:
     factor = now / before if before > 0 else math.nan
-    if not 1e-4 < factor < 1e4 or factor == 1:
+    if not TINY < factor < 1 / TINY or factor == 1:
         return pool
     return replace(pool, demand=forecast.scaled(pool.demand, factor), load=pool.load * factor)
 
 
 def _decode_rate(settings: Settings, profile: Profile, state: State) -> float:
-    return profile.decode_tokens_per_s(0.97 * settings.tpot_s, _kv_per_sequence(state))
+    return profile.decode_tokens_per_s(_WITHIN * settings.tpot_s, _kv_per_sequence(state))
 
 
 def _within_reach(settings: Settings, o: Observation, state: State) -> tuple[Settings, Observation, str]:
@@ -173,21 +168,19 @@ def _within_reach(settings: Settings, o: Observation, state: State) -> tuple[Set
 
 
 def _output_tokens(state: State) -> float:
-    return 200.0 if math.isnan(state.output_tokens) else state.output_tokens
+    return _OUTPUT_TOKENS if math.isnan(state.output_tokens) else state.output_tokens
 
 
 def _kv_per_sequence(state: State) -> float:
-    return 1000.0 if math.isnan(state.kv_per_sequence) else state.kv_per_sequence
+    return _KV_TOKENS if math.isnan(state.kv_per_sequence) else state.kv_per_sequence
 
 
 def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizing, PoolState]:
     p, profile, pool = o.prefill, settings.profile, state.prefill
     work = _prefill_work_s(profile, p) / o.interval_s
-    if not work < _MOST_WORK:
+    if not work < MOST:
         return hold(p.pods, settings.prefill, "prompt lengths are not known: holding"), pool
-    mean2 = p.prompt_tokens_squared / p.prompt_tokens if p.prompt_tokens >= 1 else 0.0
-    queued = p.waiting_tokens if p.waiting_tokens < 1e12 else 0.0
-    backlog_s = queued * (profile.b_s_per_token + profile.a_s / profile.batch_tokens + profile.c_s_per_token2 * mean2)
+    backlog_s, overrun = _waiting_s(settings, p), _overrun(settings, o)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, o.interval_s, work, settings.tuning))
     pool = _judge(
         settings,
@@ -199,13 +192,26 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizi
         p.ttft_ok,
         0.0,
     )
-    # The backlog that one interval cannot work off while new work arrives. More prefill workers
-    # would not help requests for which the decode pool has no room.
-    backlog_s = (1 - _held(p)) * max(0.0, backlog_s - 0.5 * p.pods.ready)
+    # More prefill workers would not help requests for which the decode pool has no room.
+    backlog_s *= 1 - _held(p)
     outlook = Outlook(
-        _horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, backlog_s, DRAIN_S, state.began_s
-    )
+        _cold_s(settings, p.pods), _SCRAPES * o.interval_s, p.arrivals / o.interval_s, backlog_s, state.began_s,
+        full=o.now_s < state.full_until_s, shown=forecast.least(pool.demand, overrun=overrun),
+    )  # fmt: skip
     return plan(settings, PREFILL, o, pool, outlook)
+
+
+def _waiting_s(settings: Settings, p: PrefillSignals) -> float:
+    """Return the seconds in which one worker would prefill what waits."""
+    profile = settings.profile
+    mean2 = p.prompt_tokens_squared / p.prompt_tokens if p.prompt_tokens >= 1 else 0.0
+    queued = p.waiting_tokens if p.waiting_tokens < MOST else 0.0
+    return queued * (profile.b_s_per_token + profile.a_s / profile.batch_tokens + profile.c_s_per_token2 * mean2)
+
+
+def _overrun(settings: Settings, o: Observation) -> bool:
+    """Return whether more prompts wait than the prefill workers can do in an interval."""
+    return _waiting_s(settings, o.prefill) > o.interval_s * o.prefill.pods.ready
 
 
 def _prefill_work_s(profile: Profile, p: PrefillSignals) -> float:
@@ -230,10 +236,10 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     rate = _decode_rate(settings, settings.profile, state)
     made = d.generated_tokens / interval_s / rate
     # Full workers make no more tokens, however many sequences they have.
-    full = d.running_requests / rate / (0.97 * settings.tpot_s)
-    made = max(made, full) if full < _MOST_WORK else made
+    full = d.running_requests / rate / (_WITHIN * settings.tpot_s)
+    made = max(made, full) if full < MOST else made
     made += d.rest_s / interval_s if d.rest_s >= 0 else 0.0
-    if not made < _MOST_WORK:
+    if not made < MOST:
         return hold(d.pods, settings.decode, "generated tokens are not known: holding"), pool
     output = _output_tokens(state)
     duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
@@ -242,10 +248,12 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     # Requests that are prefilled but not admitted, or not prefilled for lack of room, need decode
     # workers and not prefill workers.
     held = _held(o.prefill) * o.prefill.waiting_requests
-    waiting = sum(n for n in (d.waiting_requests, held) if n < 1e9)
-    coming = max(state.arrivals.level, forecast.least(state.arrivals)) * output / rate
-    per_s, horizon_s = o.prefill.arrivals / interval_s, _horizon_s(settings, d.pods, interval_s)
-    outlook = Outlook(horizon_s, per_s, waiting * output / rate, max(DRAIN_S, duration_s), state.began_s, coming)
+    waiting = sum(n for n in (d.waiting_requests, held) if n < MOST)
+    coming = max(state.arrivals.level, forecast.least(state.arrivals, overrun=_overrun(settings, o))) * output / rate
+    outlook = Outlook(
+        _cold_s(settings, d.pods), _SCRAPES * interval_s, o.prefill.arrivals / interval_s, waiting * output / rate,
+        state.began_s, o.now_s < state.full_until_s, coming, forecast.least(pool.demand),
+    )  # fmt: skip
     found, pool = plan(settings, DECODE, o, pool, outlook)
     found.numbers |= {
         "worker_tokens_per_s": rate, "output_tokens": output, "inflow": coming,
@@ -253,9 +261,9 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     return found, pool
 
 
-def _horizon_s(settings: Settings, pods: Pods, interval_s: float) -> float:
+def _cold_s(settings: Settings, pods: Pods) -> float:
     cold_s = settings.cold_start_s if math.isnan(pods.cold_start_s) else pods.cold_start_s
-    return min(cold_s, forecast.DAY_S) + 3 * interval_s
+    return min(cold_s, forecast.DAY_S)
 
 
 def _judge(
@@ -272,24 +280,19 @@ def _judge(
 
     A miss of a long request is attributed to the utilisation during its whole life (`memory_s`).
     """
-    keep = 0.0 if math.isnan(pool.load) else math.exp(-o.interval_s / max(memory_s, 1e-3))
+    keep = 0.0 if math.isnan(pool.load) else math.exp(-o.interval_s / max(memory_s, TINY))
     load = demand + keep * ((pool.load if keep else demand) - demand)
     if math.isnan(total) or math.isnan(ok):
         return replace(pool, load=load)
     fade = math.exp(-o.interval_s / _BUDGET_MEMORY_S)
     curve = miss_curve.observe(pool.curve, miss_curve.slack(pods.ready, load), total, ok, o.interval_s)
-    pressure = pool.pressure
-    if total > 0:
-        pressure += o.interval_s / _STEER_S * ((1 - ok / total) / settings.budget - 1)
-    pressure = max(-_MOST_PRESSURE, min(_MOST_PRESSURE, pressure))
     missed, counted = pool.missed * fade + total - ok, pool.counted * fade + total
-    return replace(pool, load=load, curve=curve, missed=missed, counted=counted, pressure=pressure)
+    return replace(pool, load=load, curve=curve, missed=missed, counted=counted)
 
 
 def _flips(settings: Settings, o: Observation) -> bool:
     """Return whether a role flip is faster than starting a worker."""
-    cold_s = settings.cold_start_s if math.isnan(o.decode.pods.cold_start_s) else o.decode.pods.cold_start_s
-    return settings.role_flip_s is not None and settings.role_flip_s < cold_s
+    return settings.role_flip_s is not None and settings.role_flip_s < _cold_s(settings, o.decode.pods)
 
 
 def _give(giver: PoolSizing, taker: PoolSizing, name: str) -> None:

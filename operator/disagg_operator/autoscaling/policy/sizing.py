@@ -6,19 +6,19 @@ import math
 from dataclasses import dataclass, field, replace
 
 from disagg_operator.autoscaling.policy import decision, forecast, miss_curve
+from disagg_operator.autoscaling.policy.forecast import MOST, SPELL_S, TINY
 from disagg_operator.autoscaling.policy.memory import PoolLimits, PoolState, Settings
 from disagg_operator.autoscaling.policy.observation import Observation, Pods
 
-_PRICE_PRIOR_S = 1200.0
+_PRICE_PRIOR_S = 2 * SPELL_S
 _PRICE_HIGH, _PRICE_GAIN = 1.5, 2.0
 _KEEP = 1.5  # cold starts
-DRAIN_S = 12.0  # the time in which a backlog should be worked off
-_NODE_S = 600.0  # nodes are asked for, and workers kept, by the work expected this much later
-PATIENCE_S = 600.0  # a worker that is starting for longer than this ...
-_PATIENCE = 4.0  # ... and for longer than this many cold starts cannot be placed
+_NODE_S = SPELL_S  # nodes are asked for, and workers kept, by the work expected this much later
+_AT_ONCE = 10  # workers; so many more, or twice as many, find out whether there is room
+_PATIENCE_S = SPELL_S  # a worker that starts for longer than this ...
+_PATIENCE = 2.0  # ... and for longer than this many cold starts is none
 _LEARN_S = 180.0  # earlier forecasts do not count against the forecaster
-_NODE_QUANTILE = 0.95
-_LOW, _HIGH = 0.05, 0.95  # the spread of the errors of forecasts, as it is shown
+_HIGH = 0.95  # of the errors of forecasts: what nodes are asked for, and the spread that is shown
 
 
 @dataclass(slots=True)
@@ -33,10 +33,10 @@ class PoolSizing:
     """The number of workers that the pool should have."""
     reason: str
     """The reason for that number, in a few words."""
-    forecast: float = 1e-6
+    forecast: float = TINY
     """The expected work and its head-room, in workers."""
-    extra: float = 0.0
-    """Workers that work off the backlog."""
+    backlog: float = 0.0
+    """Workers that work off what waits in the time for which a worker is started."""
     price: float = 0.0
     """The cost of missed requests that amount to the work of one worker, in workers."""
     shares: list[float] = field(default_factory=list)
@@ -62,7 +62,9 @@ class PoolSizing:
 
     def misses(self, n: int) -> float:
         """Return the expected share of requests that miss with n workers, or 0 if it is unknown."""
-        return miss_share(self.forecast, n - self.extra, self.shares, self.ratios) if self.ratios else 0.0
+        if not self.ratios:
+            return 0.0
+        return min(1.0, miss_share(self.forecast, n, self.shares, self.ratios) + self._late(n))
 
     def loss(self, n: int) -> float:
         """Return the cost of n workers including the misses, in workers.
@@ -71,8 +73,16 @@ class PoolSizing:
         each worker brings something as long as there are too few of them, however few they are.
         """
         if n not in self.known:
-            self.known[n] = self.extra + self._loss(self.forecast, n - self.extra, self.price)
+            late = self.price * self.forecast * self._late(n) if self.ratios else 0.0
+            self.known[n] = self._loss(self.forecast, n, self.price) + late
         return self.known[n]
+
+    def _late(self, n: int) -> float:
+        """Return for how long requests are late because of the backlog, by a worker's time.
+
+        It is worked off by the workers that the lasting work leaves.
+        """
+        return self.backlog / max(n - self.forecast, TINY)
 
     @property
     def work(self) -> float:
@@ -110,9 +120,14 @@ class PoolSizing:
         Fewer workers than the forecast work needs are never considered, since their queue grows
         without end.
         """
-        most, work = max(1, self.limits.most), self.forecast + self.extra
-        low, high = (min(most, max(1, int(min(n, 1e6)))) for n in (math.ceil(min(1e6, work)), 3 * work + 4))
-        return min(range(low, high + 1), key=self.loss)
+        most = max(1, self.limits.most)
+        best = max(1, math.ceil(min(self.forecast, most)))
+        for n in range(best + 1, most + 1):
+            if n >= self.loss(best):
+                break  # more workers cost more than all misses of the best number
+            if self.loss(n) < self.loss(best):
+                best = n
+        return best
 
 
 def hold(pods: Pods, limits: PoolLimits, reason: str) -> PoolSizing:
@@ -146,49 +161,51 @@ def price_of(settings: Settings, pool: PoolState, arrivals_per_s: float) -> floa
     """
     prior = max(_PRICE_PRIOR_S * arrivals_per_s, 1.0)
     share = (pool.missed + prior * settings.budget) / (pool.counted + prior)
-    return settings.price * math.exp(pool.pressure + min(_PRICE_HIGH, _PRICE_GAIN * (share / settings.budget - 1)))
+    return settings.price * math.exp(min(_PRICE_HIGH, _PRICE_GAIN * (share / settings.budget - 1)))
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """The expectations for a pool."""
 
-    horizon_s: float
-    """Seconds ahead for which work is forecast: a cold start and three scrapes."""
+    cold_s: float
+    """Seconds until a worker that is asked for now is ready."""
+    seen_s: float
+    """Seconds until a rise is seen. Work is forecast for a cold start and this time."""
     arrivals_per_s: float
     """Requests that arrive per second."""
     backlog: float = 0.0
     """Seconds of one worker's work that wait now."""
-    drain_s: float = DRAIN_S
-    """Seconds in which a backlog should be worked off."""
     began_s: float = 0.0
     """The time of the policy's first step."""
+    full: bool = False
+    """Whether workers lacked a node a short while ago."""
     coming: float = 0.0
     """The least work that is expected, in workers, because it has reached the pool before."""
+    shown: float = 0.0
+    """The least work that the last intervals show, in workers."""
 
 
 def plan(
     settings: Settings, role: str, o: Observation, pool: PoolState, outlook: Outlook
 ) -> tuple[PoolSizing, PoolState]:
     """Return the number of workers that this pool wants on its own, and its new state."""
-    tuning, horizon_s = settings.tuning, outlook.horizon_s
+    tuning, cold_s = settings.tuning, outlook.cold_s
+    horizon_s = cold_s + outlook.seen_s
     limits, pods = settings.limits(role), o.pods(role)
     combined, *each = forecast.predict(pool.demand, horizon_s, tuning)
-    expected = max(combined, outlook.coming, forecast.least(pool.demand))
+    expected = max(combined, outlook.coming, outlook.shown)
     if o.now_s - outlook.began_s >= _LEARN_S:
         pool = replace(pool, demand=forecast.remember(pool.demand, o.now_s + horizon_s, (expected, *each)))
-    lasting = max(expected * settings.over_provisioning, 1e-6)
-    cold_s = horizon_s - 3 * o.interval_s
+    lasting = max(expected * settings.over_provisioning, TINY)
     helps_s = cold_s if settings.role_flip_s is None else min(cold_s, settings.role_flip_s)
-    extra = queue(pods, lasting, outlook.backlog, helps_s) / outlook.drain_s
-    price, shares, ratios = (
-        price_of(settings, pool, outlook.arrivals_per_s),
-        pool.curve.shares(),
-        forecast.ratios(pool.demand),
-    )
-    found = PoolSizing(pods, limits, pods.replicas, "", lasting, extra, price, shares, ratios)
+    backlog = queue(pods, lasting, outlook.backlog, helps_s)
+    keep_s = _KEEP * cold_s
+    price, shares = price_of(settings, pool, outlook.arrivals_per_s), pool.curve.shares()
+    ratios, waits = forecast.ratios(pool.demand), backlog / (horizon_s + keep_s)
+    found = PoolSizing(pods, limits, pods.replicas, "", lasting, waits, price, shares, ratios)
     in_node_s = max(forecast.predict(pool.demand, _NODE_S, tuning)[0], outlook.coming)
-    later = max(in_node_s * settings.over_provisioning, 1e-6)
+    later = max(in_node_s * settings.over_provisioning, TINY)
     later_plan = PoolSizing(pods, limits, 0, "", later, 0.0, price, shares, ratios)
     found.lost, found.headroom, found.flips = _lost(pods, horizon_s), settings.over_provisioning, helps_s < cold_s
 
@@ -198,16 +215,18 @@ def plan(
     cheapest, scheduled = found.best(), _scheduled(settings, role, o.now_s, horizon_s)
     found.need = best = bounded(max(cheapest, scheduled))
     at_node = bounded(later_plan.best())
-    found.ahead = max(best, at_node, bounded(math.ceil(min(1e6, later * _quantile(ratios, _NODE_QUANTILE)))))
-    keep_s = _KEEP * cold_s
-    history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - keep_s], (o.now_s, best))
-    lately = max(max(n for _, n in history), at_node)
+    found.ahead = max(best, at_node, bounded(math.ceil(min(MOST, later * _quantile(ratios, _HIGH)))))
+    # What is given up in a full cluster may not come back.
+    keep_s = max(keep_s, _PATIENCE_S) if outlook.full else keep_s
+    history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - max(keep_s, _PATIENCE_S)], (o.now_s, best))
+    lately = max(best, at_node, *(n for at, n in history if at > o.now_s - keep_s))
+    asked = bounded(_at_once(pods, best, pool.wanted[-1][1] if pool.wanted else best))
     if best > pods.replicas and scheduled > cheapest:
         found.wanted, found.reason = best, f"the schedule asks for {scheduled}"
-    elif best > pods.replicas:
-        found.wanted = best
-        backlog = f", and {extra:.2f} for the backlog" if extra else ""
-        found.reason = f"{lasting:.2f} workers of work expected in {horizon_s:.0f} s{backlog}; {_why(found, best)}"
+    elif asked > pods.replicas:
+        found.wanted = asked
+        queued = f", and {backlog:.0f} s of one worker's work that waits" if backlog else ""
+        found.reason = f"{lasting:.2f} workers of work expected in {horizon_s:.0f} s{queued}; {_why(found, best)}"
     elif min(lately, limits.most) < pods.replicas:
         found.wanted, found.reason = bounded(lately), f"{keep_s:.0f} s without need of more than {lately}"
     else:
@@ -216,14 +235,25 @@ def plan(
             why = f"are needed in {_NODE_S:.0f} s" if at_node == lately else f"were needed in the last {keep_s:.0f} s"
             found.reason = f"{best} would do now, but {lately} {why}"
     found.numbers = {
-        "demand": pool.demand.level, "forecast": expected, "backlog": extra, "horizon_s": horizon_s,
+        "demand": pool.demand.level, "forecast": expected, "backlog": backlog, "horizon_s": horizon_s,
         "utilisation": pool.load / max(pods.ready, 1), "best": float(best), "in_ten_minutes": float(found.ahead),
         "expected_misses": found.misses(found.wanted), "price": price,
         "missed_share": pool.missed / pool.counted if pool.counted else math.nan,
-        "error_low": _quantile(ratios, _LOW) if ratios else math.nan,
+        "error_low": _quantile(ratios, 1 - _HIGH) if ratios else math.nan,
         "error_high": _quantile(ratios, _HIGH) if ratios else math.nan,
     }  # fmt: skip
     return found, replace(pool, wanted=history)
+
+
+def _at_once(pods: Pods, best: int, before: int) -> int:
+    """Return how many workers to ask for if `best` are needed now and `before` at the last step.
+
+    The first of many workers find out whether the cluster has room. The others are asked for when
+    those have been placed, also if they alone would do by then.
+    """
+    if not pods.starting_ages_s:
+        return min(best, pods.replicas + max(pods.replicas, _AT_ONCE))
+    return best if pods.unplaced_s else max(best, before)
 
 
 def queue(pods: Pods, work: float, backlog: float, helps_s: float) -> float:
@@ -250,7 +280,7 @@ def _lost(pods: Pods, horizon_s: float) -> int:
 
     These have no node, or have been starting for far too long.
     """
-    slow = sum(age > max(PATIENCE_S, _PATIENCE * horizon_s) for age in pods.starting_ages_s)
+    slow = sum(age > max(_PATIENCE_S, _PATIENCE * horizon_s) for age in pods.starting_ages_s)
     return min(pods.replicas, max(len(pods.unplaced_s), slow))
 
 
@@ -344,9 +374,9 @@ def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: 
     short = any(pool.pods.replicas - pool.lost < work for pool, work in zip(pools, works, strict=True))
     best: tuple[float, int, int] | None = None
     for p in range(prefill.limits.least, prefill.limits.most + 1):
-        room = min(decode.limits.most, high * p, (budget - p * prefill.limits.gpus) / max(decode.limits.gpus, 1e-9))
-        least = max(decode.limits.least, math.ceil(low * p - 1e-9))
-        d = max(least, min(decode.wanted, math.floor(room + 1e-9)))
+        room = min(decode.limits.most, high * p, (budget - p * prefill.limits.gpus) / max(decode.limits.gpus, TINY))
+        least = max(decode.limits.least, math.ceil(low * p - TINY))
+        d = max(least, min(decode.wanted, math.floor(room + TINY)))
         if d > decode.limits.most or not fits(p, d):
             continue
         pairs = (prefill, p, works[0]), (decode, d, works[1])

@@ -60,7 +60,7 @@ def _needs(numbers: Mapping[str, float]) -> str:
     out += f"{numbers['horizon_s']:.0f} s"
     if "error_high" in numbers:
         out += f" (9 of 10 forecasts were off by a factor of {numbers['error_low']:.2f} to {numbers['error_high']:.2f})"
-    return out + (f", and {numbers['backlog']:.2f} to work off what waits" if numbers["backlog"] >= 0.005 else "")
+    return out + (f", and {numbers['backlog']:.0f} s of one worker's work that waits" if numbers["backlog"] > 1 else "")
 
 
 def _has(step: Step, pool: str) -> str:

@@ -23,6 +23,18 @@ def test_what_prefill_will_hand_over_is_decodes_demand_before_it_arrives() -> No
     assert answer.decode > calm.decode + 2
 
 
+def test_one_interval_that_overruns_the_workers_is_believed() -> None:
+    """Both pools are asked for at once, decode too, which sees nothing of it yet."""
+    calm, state = steady(10.0)
+    p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
+    seen = replace(look(3615, 100.0, p, d), decode=look(3615, 10.0, p, d).decode)
+    answer, _ = step(RULES, seen, state)
+    queued, _ = step(RULES, replace(seen, prefill=replace(seen.prefill, waiting_tokens=1e6)), state)
+    assert answer.numbers["prefill_forecast"] < 5
+    assert queued.numbers["prefill_forecast"] > 7
+    assert queued.numbers["decode_inflow"] > 11
+
+
 def test_full_workers_make_no_more_tokens_but_hold_more_sequences() -> None:
     calm, state = steady(40.0)
     p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
@@ -53,7 +65,7 @@ def test_a_tpot_below_one_step_is_told_and_not_paid_for() -> None:
     assert targets[-1].decode <= 4
     assert "0.028 s per token can't be met" in targets[-1].unmet["decode"]
     assert "0.029" in targets[-1].unmet["decode"]
-    assert (state.decode.counted, state.decode.pressure) == (0.0, 0.0)
+    assert (state.decode.counted, state.decode.missed) == (0.0, 0.0)
     possible, _ = drive(RULES, lambda _: 10.0, 7200, sizes=(3, 3))
     assert possible[-1].unmet == {}
     few, _ = drive(replace(RULES, decode=PoolLimits(1, 2, 4)), lambda _: 40.0, 1800, sizes=(3, 2))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disagg_operator.autoscaling.policy.forecast import TINY
 from disagg_operator.autoscaling.policy.miss_curve import (
     LEAST_SLACK,
     SLACK_BINS,
@@ -23,7 +24,7 @@ FRESH = MissCurve(0.2, 0.2)
 
 
 @pytest.mark.parametrize(
-    ("workers", "demand", "expected"), [(4, 4, 0.0), (6, 4, 1.0), (2, 4, -1.0), (1, 0, 1 / math.sqrt(0.05))]
+    ("workers", "demand", "expected"), [(4, 4, 0.0), (6, 4, 1.0), (2, 4, -1.0), (1, 0, 1 / math.sqrt(TINY))]
 )
 def test_slack_is_in_roots_of_the_demand(workers: float, demand: float, expected: float) -> None:
     assert slack(workers, demand) == pytest.approx(expected)

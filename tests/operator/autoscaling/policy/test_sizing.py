@@ -88,19 +88,50 @@ def planned(
     pool: PoolState | None = None,
     pods: Pods | None = None,
     now_s: float = 1000.0,
+    backlog: float = 0.0,
 ) -> PoolSizing:
     pods = pods or Pods(replicas, replicas)
     o = Observation(now_s, 15.0, PrefillSignals(pods), DecodeSignals(pods))
-    return plan(rules, "prefill", o, seen(rate, pool), Outlook(120.0, 40.0))[0]
+    return plan(rules, "prefill", o, seen(rate, pool), Outlook(75.0, 45.0, 40.0, backlog))[0]
 
 
 def test_work_that_comes_is_met_by_workers_and_the_reason_says_so() -> None:
     found = planned(6.0, 4)
     assert found.wanted > 6
-    assert found.reason.startswith("6.00 workers of work expected in 120 s, and 12.50 for the backlog; ")
+    assert found.reason.startswith("6.00 workers of work expected in 120 s, and 150 s of one worker's work that waits")
     assert planned(6.0, 7).reason.startswith("6.00 workers of work expected in 120 s; ")
-    assert found.wanted == found.need
+    assert found.wanted == 14 < found.need
     assert found.ahead >= found.need
+
+
+@given(st.floats(0.1, 20.0), st.floats(0.0, 1000.0), st.floats(0.0, 1000.0))
+def test_the_more_waits_the_more_workers_are_worth_it(rate: float, less: float, more: float) -> None:
+    less, more = sorted((less, more))
+    few, many = (planned(rate, 40, backlog=waits) for waits in (less, more))
+    assert few.need <= many.need
+    assert all(few.misses(n) <= many.misses(n) <= 1.0 for n in range(1, 41))
+
+
+def test_the_first_of_many_workers_find_out_whether_there_is_room() -> None:
+    one, waits = Pods(1, 1), 900.0
+    first = planned(3.0, 1, pods=one, backlog=waits)
+    assert (first.wanted, first.need > 11) == (11, True)
+    before = PoolState(wanted=((985.0, first.need),))
+    starting = Pods(11, 1, starting_ages_s=(15.0,) * 10)
+    assert planned(3.0, 11, pool=before, pods=starting).wanted == first.need
+    refused = replace(starting, unplaced_s=(15.0,) * 4)
+    assert planned(3.0, 11, pool=before, pods=refused).wanted == 11
+    assert planned(40.0, 20, rules=replace(RULES, prefill=PoolLimits(1, 99))).wanted <= 40
+
+
+def test_workers_are_kept_for_longer_in_a_cluster_that_is_full() -> None:
+    pods, lately = Pods(6, 6), PoolState(wanted=((500.0, 6),))
+    o = Observation(1000.0, 15.0, PrefillSignals(pods), DecodeSignals(pods))
+    wanted = [
+        plan(RULES, "prefill", o, seen(1.0, lately), Outlook(75.0, 45.0, 40.0, full=full))[0].wanted
+        for full in (False, True)
+    ]
+    assert wanted[0] < wanted[1] == 6
 
 
 def test_enough_workers_stay_and_too_many_go() -> None:
@@ -188,7 +219,8 @@ def test_after_a_full_cluster_one_worker_finds_out_whether_there_is_room() -> No
 def test_a_forecast_is_judged_once_the_forecaster_has_watched_for_a_while() -> None:
     pods = Pods(4, 4)
     o = Observation(1000.0, 15.0, PrefillSignals(pods), DecodeSignals(pods))
-    fresh, known = (plan(RULES, "decode", o, seen(2.0), Outlook(120.0, 40.0, began_s=b))[1] for b in (900.0, 100.0))
+    looks = (Outlook(75.0, 45.0, 40.0, began_s=b) for b in (900.0, 100.0))
+    fresh, known = (plan(RULES, "decode", o, seen(2.0), look)[1] for look in looks)
     assert fresh.demand.made == ()
     assert [due for due, *_ in known.demand.made] == [1120.0]
 
@@ -201,9 +233,6 @@ def test_the_price_rises_above_the_budget_and_falls_below_it() -> None:
     assert even == pytest.approx(RULES.price)
     assert calm < even < busy
     assert busy <= RULES.price * math.exp(1.5) + 1e-9
-    assert price_of(RULES, replace(asked, pressure=1.0, missed=RULES.budget * 1e9), 40.0) == pytest.approx(
-        RULES.price * math.e
-    )
 
 
 def joined(prefill: PoolSizing, decode: PoolSizing, **rules: Any) -> tuple[int, int]:
@@ -267,3 +296,10 @@ def test_a_pool_that_holds_blindly_gives_less_than_one_that_is_known_to_need_lit
     blind, _ = joined(sizing(6, known=False), sizing(6, 1.0), gpu_budget=7)
     seeing, _ = joined(sizing(6, 1.0), sizing(6, 1.0), gpu_budget=7)
     assert seeing < blind < 6
+
+
+def test_workers_that_start_at_once_are_not_held() -> None:
+    pods = Pods(9, 9)
+    o = Observation(1000.0, 15.0, PrefillSignals(pods), DecodeSignals(pods))
+    found, _ = plan(RULES, "prefill", o, seen(1.0, PoolState(wanted=((985.0, 9),))), Outlook(0.0, 45.0, 40.0))
+    assert found.wanted == found.need < 9
