@@ -35,7 +35,7 @@ MORE_TESTS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
             f"disagg_operator.api.{name}"
-            for name in ("base", "engine", "liveness", "network", "prometheus", "scaling", "workers")
+            for name in ("base", "engine", "network", "prometheus", "scaling", "workers")
         ),
         ("tests/operator/api/test_parse.py",),
     ),

@@ -207,9 +207,16 @@ class _OneConfigMap:
 
 
 def _as_kept(state: Obj) -> Obj:
-    """Return a state of that release as this one keeps it: of the errors, only the short memory."""
+    """Return a state of that release as this one keeps it.
+
+    Of the errors, only the short memory is kept, and an interval has the weight 1 in a profile.
+    """
     fresh = exact(asdict(State()))
     out: Obj = fresh | state
+    out["learned"] = {
+        role: evidence | {name: pytest.approx([n / 400 for n in evidence[name]]) for name in ("squares", "products")}
+        for role, evidence in state["learned"].items()
+    }
     for role in ("prefill", "decode"):
         demand = state[role]["demand"]
         errors = []
@@ -258,6 +265,7 @@ def test_recorded_decisions_are_read_and_made_again(policy: str) -> None:
     for step, line in zip(decision_records.steps_of(runs), recorded, strict=True):
         observation = plain(codec.plain(step.observation))
         assert [observation[role]["pods"].pop("unplaced_s") for role in ("prefill", "decode")] == [[], []]
+        assert (observation["prefill"].pop("to_decode"), observation["decode"].pop("rest_s")) == (0.0, 0.0)
         assert observation == line["observation"]
         assert (step.decided, step.reasons, step.dry_run) == (line["decided"], line["reasons"], line["dryRun"])
         assert plain(codec.plain(step.samples)) == line.get("samples", {})

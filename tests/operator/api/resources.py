@@ -295,6 +295,7 @@ _NETWORKS: dict[str, tuple[Obj, str, str]] = {
     "a network without attachment": ({"interface": "net1"}, "either attachmentRef", "or attachment"),
     "rails beside an attachment": ({"attachmentRef": {"name": "n"}, "rails": [_RAIL]}, "or rails", "or rails"),
     "rails with another device": ({"rails": [_RAIL], "rdmaResource": {"name": "a/b"}}, "rails name", "rails name"),
+    "claims beside rails": ({"rails": [_RAIL], "devicesBy": "Claim"}, "devicesBy Claim stands", "devicesBy Claim"),
     "a rail without devices": ({"rails": [{"name": "rail0"}]}, "resourceName", "resourceName"),
     "root without RDMA": ({"attachmentRef": {"name": "n"}, "rdmaMode": "Root"}, "rdmaMode", "rdmaMode"),
     "host-device without a device": (
@@ -306,9 +307,7 @@ _NETWORKS: dict[str, tuple[Obj, str, str]] = {
     "sriov without a resource": (
         {"attachment": {"type": "sriov", "subnet": "10.9.0.0/24"}}, "resourceName is required", ".resourceName",
     ),
-    "an attachment without addresses": (
-        {"attachment": {"type": "macvlan", "master": "eth1"}}, "subnet or ipam", "subnet or ipam",
-    ),
+    "an attachment without addresses": ({"attachment": _MACVLAN | {"subnet": None}}, "subnet or", "subnet or ipam"),
 }  # fmt: skip
 BAD |= {name: (good(kvTransfer={"network": part}), said, told) for name, (part, said, told) in _NETWORKS.items()}
 BAD |= {

@@ -5,11 +5,12 @@ from __future__ import annotations
 from disagg_router.workers.missed_polls import MissedPolls
 
 
-def test_polls_count_from_the_first_that_was_missed_until_one_is_answered() -> None:
+def test_polls_count_until_one_is_answered() -> None:
     polls = MissedPolls()
     assert polls.missed("a", 1.0) == (1, 1.0)
     assert polls.missed("b", 2.0) == (1, 2.0)
     assert polls.missed("a", 3.0) == (2, 1.0)
+    assert polls.missed("a", 3.5) == (3, 3.0)
     polls.answered("a")
     polls.answered("nobody")
     assert polls.missed("a", 4.0) == (1, 4.0)

@@ -6,16 +6,16 @@ from collections.abc import Collection
 
 
 class MissedPolls:
-    """The number of polls that each listed worker has missed, and when the first of them began."""
+    """The number of polls that each listed worker has missed, and when the last of them began."""
 
     def __init__(self) -> None:
         self._missed: dict[str, tuple[int, float]] = {}
 
     def missed(self, name: str, began_s: float) -> tuple[int, float]:
-        """Count one more, and return their number and when the first one began."""
+        """Count one more, and return their number and when the one before it began."""
         times, since_s = self._missed.get(name, (0, began_s))
-        self._missed[name] = times + 1, since_s
-        return self._missed[name]
+        self._missed[name] = times + 1, began_s
+        return times + 1, since_s
 
     def answered(self, name: str) -> None:
         self._missed.pop(name, None)

@@ -94,6 +94,7 @@ class WorkerTable:
         self.ending = False
         """Whether this router is about to end, and the workers perhaps with it."""
         self._misses = MissedPolls()
+        self._lost: dict[str, Worker] = {}
         self._requests: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
         self._texts = Texts(client)
@@ -275,12 +276,13 @@ class WorkerTable:
             return
         self.breaker.failed(worker.incarnation, time.monotonic())
         self.lost(worker.incarnation)
-        self._give_up(worker, f"is {verdict}", f"worker_{verdict}")
+        self.gave_up(f"worker_{verdict}")
+        self._end_streams(worker, f"is {verdict}", f"worker_{verdict}")
 
-    def _give_up(self, worker: Worker, what: str, reason: str, heard_before_s: float | None = None) -> None:
+    def _end_streams(self, worker: Worker, what: str, reason: str, heard_before_s: float | None = None) -> None:
         n = self.lifelines.cut(worker.name, f"{worker.pod} {what}", reason, heard_before_s)
-        log.warning("worker %s %s: %d streams go on elsewhere", worker.name, what, n)
-        self.gave_up(reason)
+        if n or heard_before_s is None:
+            log.warning("worker %s %s: %d streams go on elsewhere", worker.name, what, n)
 
     async def refresh(self) -> None:
         """Poll all members once."""
@@ -293,6 +295,7 @@ class WorkerTable:
             log.info("worker %s has left", name)
             del self._workers[name]
         self._misses.keep_only(members.keys())
+        self._lost = {name: worker for name, worker in self._lost.items() if name in members}
         self.pulses.keep_only(listed_now)
         # A router that ends may be one of a deployment that is deleted with all its workers.
         active = self.active()
@@ -346,6 +349,19 @@ class WorkerTable:
         if (self.catalogue, self._told) != (before, told):
             self._changed()
 
+    def _does_not_answer(self, name: str, since_s: float, why: str, first: bool) -> None:
+        """Give a worker up, and with each poll the streams of which no line has come since."""
+        lost = self._workers.pop(name, None)
+        if lost is not None:
+            log.warning("worker %s is lost: %s", name, why)
+            self._lost[name] = lost
+        elif first:
+            log.warning("worker %s does not answer: %s", name, why)
+        if name in self._lost and not self.pulses.vouches_for(self._lost[name]):
+            if lost is not None:
+                self.gave_up("worker_lost")
+            self._end_streams(self._lost[name], "is lost", "worker_lost", since_s)
+
     async def _poll(self, member: Member, *, needs: bool) -> None:
         began_s, loop_s = time.monotonic(), asyncio.get_running_loop().time()
         try:
@@ -353,15 +369,11 @@ class WorkerTable:
             worker = parse_info(member, info, self.names.configured)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             missed, since_s = self._misses.missed(member.name, loop_s)
-            if missed >= _MISSES and member.name in self._workers:
-                lost = self._workers.pop(member.name)
-                log.warning("worker %s is lost: %s", member.name, str(error) or type(error).__name__)
-                if not self.pulses.vouches_for(lost):
-                    self._give_up(lost, "is lost", "worker_lost", since_s)
-            elif missed == _MISSES:
-                log.warning("worker %s does not answer: %s", member.name, str(error) or type(error).__name__)
+            if missed >= _MISSES:
+                self._does_not_answer(member.name, since_s, str(error) or type(error).__name__, missed == _MISSES)
             return
         self._misses.answered(member.name)
+        self._lost.pop(member.name, None)
         if worker is not None or name_of(info):
             self._have_said[member.name] = member.url
         if worker is not None:

@@ -1,8 +1,8 @@
 """PURE: What release 0.1.0 has saved of the predictive policy, in the form of this release.
 
 That release remembered the errors of its forecasts in two histograms, from e^-1.2 to e^1.2. The
-first one fades about as quickly as the single one of today. What it knew of a full cluster has no
-counterpart.
+first one fades about as quickly as the single one of today. Its profiles weighed each interval by
+a constant. What it knew of a full cluster, and its slow memory of misses, have no counterpart.
 """
 
 from __future__ import annotations
@@ -12,14 +12,32 @@ from typing import Any
 from disagg_operator.autoscaling.policy.forecast import ERROR_BINS
 from disagg_wire.roles import ROLES
 
-_GONE = ("cap", "cap_until_s")
+_SLOW_MEMORY = "pressure"
+_GONE = ("cap", "cap_until_s", _SLOW_MEMORY)
+_WEIGHT = 400.0  # of an interval's row in a learned profile
 
 
 def state(raw: Any) -> Any:
     """Return a plain state; one of this release stays as it is."""
     if not isinstance(raw, dict):
         return raw
-    return raw | {role: _pool(raw[role]) for role in ROLES if isinstance(raw.get(role), dict)}
+    pools = {role: raw[role] for role in ROLES if isinstance(raw.get(role), dict)}
+    learned = raw.get("learned")
+    if isinstance(learned, dict) and any(_SLOW_MEMORY in pool for pool in pools.values()):
+        raw = raw | {"learned": {role: _evidence(found) for role, found in learned.items()}}
+    return raw | {role: _pool(pool) for role, pool in pools.items()}
+
+
+def _evidence(raw: Any) -> Any:
+    """Return what a profile was learned from, each interval with the weight 1."""
+    if not isinstance(raw, dict):
+        return raw
+    return raw | {name: _divided(raw[name]) for name in ("squares", "products") if name in raw}
+
+
+def _divided(raw: Any) -> Any:
+    known = isinstance(raw, list) and all(isinstance(n, int | float) for n in raw)
+    return [n / _WEIGHT for n in raw] if known else raw
 
 
 def _pool(raw: dict[str, Any]) -> dict[str, Any]:
