@@ -33,10 +33,7 @@ EXAMPLES = 30  # of a property that names no number itself
 # Tests of a module in files that have not its name.
 MORE_TESTS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        (
-            f"disagg_operator.api.{name}"
-            for name in ("base", "engine", "network", "prometheus", "scaling", "workers")
-        ),
+        (f"disagg_operator.api.{name}" for name in ("base", "engine", "network", "prometheus", "scaling", "workers")),
         ("tests/operator/api/test_parse.py",),
     ),
     "disagg_operator.api.v1alpha1": ("tests/operator/api/test_parse.py", "tests/operator/api/test_rules.py"),
