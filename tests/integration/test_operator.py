@@ -267,9 +267,9 @@ async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(
         await eventually("accepted", lambda: accepted(cluster))
         await _serve(cluster, pods, port)
         try:
-            await cluster.deployments_are_ready()
 
             async def ready() -> bool:
+                await cluster.deployments_are_ready()  # as often as the operator still writes to them
                 return bool((await cluster.condition("Ready"))["status"] == "True")
 
             await eventually("ready", ready)

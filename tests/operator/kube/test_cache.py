@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from disagg_operator.kube.cache import MISSED, WATCHED, Cache, is_kept, version_of
+from disagg_operator.kube.listings import Listing
 from disagg_operator.kube.resources import (
     DEPLOYMENT,
     DISAGG_DEPLOYMENT,
@@ -267,3 +268,23 @@ def test_what_is_deleted_while_a_family_is_read_does_not_come_back() -> None:
     cache.drop(POD, version(pod(), 6))
     cache.replace_family(KEY, [{**version(pod(), 5), "kind": POD.kind}], newest)
     assert held(cache) == -1
+
+
+@pytest.mark.parametrize(
+    ("namespace", "version", "left"),
+    [
+        ("", 5, {"kept", "newer"}),
+        ("n", 5, {"kept", "newer"}),
+        ("other", 5, {"kept", "gone", "newer"}),
+        ("", 9, {"kept"}),
+    ],
+)
+def test_what_a_list_does_not_have_is_gone_if_it_was_older(namespace: str, version: int, left: set[str]) -> None:
+    cache = Cache()
+    for name, seen in (("kept", "1"), ("gone", "2"), ("newer", "7")):
+        found = pod(name)
+        found["metadata"]["resourceVersion"] = seen
+        cache.put(POD, found)
+    woken = cache.drop_unlisted(Listing(POD, namespace, frozenset({("n", "kept")}), version))
+    assert {p["metadata"]["name"] for p in cache.pods_by_deployment()[KEY]} == left
+    assert woken == ({KEY} if len(left) < 3 else set())

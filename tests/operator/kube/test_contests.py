@@ -62,3 +62,12 @@ def test_the_rival_is_who_wrote_last() -> None:
     assert rival({"metadata": {"managedFields": fields}}) == "flux"
     assert rival({"metadata": {}}) == "another client"
     assert rival(None) == "another client"
+
+
+def test_what_was_written_once_is_not_contested() -> None:
+    contests = Contests()
+    assert not contests.has(POOL)
+    contests.wrote(POOL, "a", 0.0)
+    assert not contests.has(POOL)
+    contests.wrote(POOL, "a", 1.0)
+    assert contests.has(POOL)

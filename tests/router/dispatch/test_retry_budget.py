@@ -42,3 +42,10 @@ def test_a_place_that_is_not_there_is_not_waited_for() -> None:
     assert [budget.spare(0.0) for _ in range(3)] == [True, True, False]
     assert [budget.spare(1.0) for _ in range(2)] == [True, False]
     assert budget.wait_s(1.0) == 1.0
+
+
+def test_requests_of_long_ago_allow_nothing_any_more() -> None:
+    budget = RetryBudget(share=0.2, least_per_s=1.0, burst=0.0)
+    for _ in range(1000):
+        budget.arrived(0.0)
+    assert budget.wait_s(1000.0) == 1.0

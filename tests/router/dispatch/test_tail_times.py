@@ -71,3 +71,10 @@ def test_without_enough_times_nothing_is_late() -> None:
     assert stage.limit_at_s is None
     stage.first_token(1.0)
     assert not stage.is_late(1e9)
+
+
+def test_without_a_limit_there_is_none_to_double() -> None:
+    stage = Stage(Tails(), 64, 100)
+    stage.ticket(0.0)
+    assert not stage.give_up(1.0, elsewhere=False)
+    assert stage.limit_at_s is None

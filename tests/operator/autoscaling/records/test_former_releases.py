@@ -47,3 +47,15 @@ def test_everything_else_stays_as_it_is(raw: Any) -> None:
 @pytest.mark.parametrize("raw", [None, {}, {"tuning": 1}, {"tuning": {"error_memory_s": 800.0}}])
 def test_other_settings_stay_as_they_are(raw: Any) -> None:
     assert former_releases.settings(raw) == raw
+
+
+def test_intervals_have_the_weight_of_today() -> None:
+    evidence = {"squares": [400.0, 800.0], "products": [4.0], "rows": 3.0}
+    state = {"prefill": {"pressure": 0.5, "load": 1.0}, "learned": {"prefill": evidence, "decode": None}}
+    assert former_releases.state(state) == {
+        "prefill": {"load": 1.0},
+        "learned": {"prefill": {"squares": [1.0, 2.0], "products": [0.01], "rows": 3.0}, "decode": None},
+    }
+    odd = {"prefill": {"pressure": 0.5}, "learned": {"prefill": {"squares": ["x"], "products": 1}}}
+    assert former_releases.state(odd)["learned"] == odd["learned"]
+    assert former_releases.state({"prefill": {"pressure": 0.5}, "learned": 1}) == {"prefill": {}, "learned": 1}
