@@ -102,11 +102,11 @@ async def test_a_stream_outlives_the_only_decode_engine(pair: Cluster, url: str)
     prompt = _prompts()[-3]
     async with rig.api(url) as client:
         wanted = await rig.stream(client, prompt, 300)
+        (pod,) = rig.pods(pair, NAME, "decode").values()  # before: a busy machine may take long to tell
         under_way = asyncio.Event()
         task = asyncio.create_task(rig.stream(client, prompt, 300, under_way))
         async with asyncio.timeout(60):
             await under_way.wait()
-        (pod,) = rig.pods(pair, NAME, "decode").values()
         rig.kill_processes(pod["metadata"]["uid"], "vllm")
         answer = await task
     assert answer.tokens == wanted.tokens
