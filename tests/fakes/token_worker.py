@@ -161,10 +161,10 @@ class TokenWorker:
         for event in (self.hold, self.reads, self.sends):
             event.set()
         self._server.force_exit = self._server.should_exit = True
-        for state in list(self._server.server_state.connections):
-            state.transport.abort()
-        await self._task
-        self._server = None
+        while (here := self._server.server_state.connections) or not self._task.done():
+            for state in list(here):  # also those that come as it ends
+                state.transport.abort()
+            await asyncio.sleep(0.005)
 
     # The protocol.
 
