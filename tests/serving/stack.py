@@ -78,8 +78,13 @@ async def workers(
         for process in processes.values():
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(60):
-            await asyncio.gather(*(p.wait() for p in processes.values()))
+        try:
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(p.wait() for p in processes.values()))
+        finally:
+            for process in processes.values():
+                if process.returncode is None:
+                    process.kill()
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,9 +24,11 @@ from tests.serving.stack import router, workers
 from disagg_router.dispatch.attempt import Trace
 from disagg_router.dispatch.request_state import RequestState, Token
 from disagg_router.router import Router
+from disagg_router.workers.worker_info import Worker
 from disagg_wire import series
 
 pytestmark = pytest.mark.slow
+Processes = dict[str, asyncio.subprocess.Process]
 STREAMS, TOKENS, PROMPT = 6, 150, 40
 # A stream must be over by then; without heartbeats it would stand still for 60 s.
 LIMIT_S = 45.0
@@ -72,37 +74,47 @@ class Load:
         self.pauses_s.append(pause_s)
         return out
 
-    def busiest(self) -> str:
-        """Return the name of the decode worker with the most streams."""
-        table = self.router.table
-        decodes = [w for w in table.workers() if w.role == "decode"]
-        return max(decodes, key=lambda w: table._requests[w.incarnation]).name
-
     def given_up(self, reason: str) -> float:
         return float(self.router.metrics.given_up.labels(reason)._value.get())
 
     async def until_at_rest(self, count: int) -> None:
-        """Wait until all workers are listed again and hold no block."""
-        async with asyncio.timeout(LIMIT_S):
-            while True:
-                found = self.router.table.workers()
-                if len(found) == count and all(w.blocks_free == w.blocks_total for w in found):
-                    return
-                await asyncio.sleep(0.05)
+        """Wait until all workers are listed again, have shaken hands and hold no block."""
+
+        def at_rest() -> bool:
+            shaken = self.router.handshakes.counts()
+            return (
+                len(found) == count
+                and all(w.blocks_free == w.blocks_total for w in found)
+                and shaken["healthy"] == shaken["expected"]
+            )
+
+        found: list[Worker] = []
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                while not at_rest():
+                    await asyncio.sleep(0.05)
+                    found = list(self.router.table.workers())
+        except TimeoutError:
+            states = {w.name: f"{w.state}, {w.blocks_free} of {w.blocks_total} blocks free" for w in found}
+            raise AssertionError(f"not at rest: {states}") from None
 
 
-@contextlib.asynccontextmanager
-async def disturbed(load: Load, reason: str, expected: list[list[int]]) -> AsyncIterator[None]:
-    """Run the streams; the block disturbs a worker when all of them run."""
-    before, running = load.given_up(reason), asyncio.create_task(load.run(len(expected)))
+async def hang(load: Load, folder: Path, how: str, processes: Processes, expected: list[list[int]]) -> None:
+    """Run the streams; the first decode worker with 20 steps of them is stopped, or hangs."""
+    reason = series.WORKER_SILENT if how == "stop" else series.WORKER_HUNG
+    before = load.given_up(reason)
+    (folder / "new").write_text(how)
+    (folder / "new").rename(folder / "next")
     try:
-        await load.all_run.wait()
-        yield
-        assert await running == expected
+        assert await load.run(len(expected)) == expected
         assert load.given_up(reason) == before + 1
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        (folder / "next").unlink(missing_ok=True)
+        for name, process in processes.items():
+            (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+    await load.until_at_rest(len(processes))
 
 
 async def test_streams_go_on_elsewhere_when_a_worker_is_stopped_or_hangs(
@@ -115,26 +127,14 @@ async def test_streams_go_on_elsewhere_when_a_worker_is_stopped_or_hangs(
         router(tmp_path) as one,
     ):
         load = Load(one)
-        await load.run()  # Every size of batch has been computed once.
         expected = await load.run()
-        async with disturbed(load, series.WORKER_SILENT, expected):
-            process = processes[load.busiest()]
-            process.send_signal(signal.SIGSTOP)
-        process.send_signal(signal.SIGCONT)
-        await load.until_at_rest(len(roles))
-        for content in ("", "gil"):
-            async with disturbed(load, series.WORKER_HUNG, expected):
-                flag = tmp_path / load.busiest()
-                flag.write_text(content)
-            flag.unlink()
-            await load.until_at_rest(len(roles))
+        for how in ("stop", "step", "gil"):
+            await hang(load, tmp_path, how, processes, expected)
         await _prefill_stops(load, processes, expected)
         await load.until_at_rest(len(roles))
 
 
-async def _prefill_stops(
-    load: Load, processes: dict[str, asyncio.subprocess.Process], expected: list[list[int]]
-) -> None:
+async def _prefill_stops(load: Load, processes: Processes, expected: list[list[int]]) -> None:
     """A prefill worker stops before the first token of what it has been given."""
     process = processes["prefill-0"]
     process.send_signal(signal.SIGSTOP)
@@ -177,13 +177,20 @@ async def test_streams_go_on_elsewhere_when_a_worker_vanishes_without_a_word(
         async with workers(tmp_path, roles, "tests.serving.hanging_worker", within), router(tmp_path) as one:
             load = Load(one)
             expected = await load.run()
-            async with disturbed(load, series.WORKER_SILENT, expected):
+            before, running = load.given_up(series.WORKER_SILENT), asyncio.create_task(load.run())
+            try:
+                await load.all_run.wait()
                 for words in (
                     "table inet cut",
                     "chain inet cut from { type filter hook input priority 0; policy drop; }",
                     "chain inet cut to { type filter hook output priority 0; policy drop; }",
                 ):
                     subprocess.run([*inside, "nft", f"add {words}"], check=True)
+                assert await running == expected
+                assert load.given_up(series.WORKER_SILENT) == before + 1
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
             subprocess.run([*inside, "nft", "delete table inet cut"], check=True)
             await load.until_at_rest(len(roles))
 
@@ -217,19 +224,10 @@ async def test_the_next_token_comes_within_two_seconds(
         router(tmp_path) as one,
     ):
         load = Load(one)
-        await load.run()
         expected = await load.run()
         load.pauses_s.clear()
         for _ in range(8):
-            async with disturbed(load, series.WORKER_SILENT if kind == "stop" else series.WORKER_HUNG, expected):
-                process, flag = processes[load.busiest()], tmp_path / load.busiest()
-                if kind == "stop":
-                    process.send_signal(signal.SIGSTOP)
-                else:
-                    flag.write_text(kind)
-            process.send_signal(signal.SIGCONT)
-            flag.unlink(missing_ok=True)
-            await load.until_at_rest(3)
+            await hang(load, tmp_path, kind, processes, expected)
         pauses_s = sorted(load.pauses_s)
         p95_s = pauses_s[int(0.95 * len(pauses_s))]
         note = ", on a machine that was not idle" if busy else ""

@@ -9,7 +9,7 @@ from disagg_worker.engine.step_watch import StepWatch
 
 
 def test_a_size_that_was_never_computed_may_compile() -> None:
-    lengths = StepLengths()
+    lengths = StepLengths(compiles=True)
     assert lengths.expected_s("decode", 4) == UNKNOWN_S
     lengths.note("decode", 4, 0.1)
     assert lengths.expected_s("decode", 4) == pytest.approx(0.1)
@@ -18,8 +18,20 @@ def test_a_size_that_was_never_computed_may_compile() -> None:
     assert lengths.expected_s("prefill", 4) == UNKNOWN_S
 
 
+def test_where_nothing_is_compiled_sizes_learn_from_their_neighbours() -> None:
+    lengths = StepLengths(compiles=False)
+    assert lengths.expected_s("decode", 4) == UNKNOWN_S
+    lengths.note("decode", 4, 0.1)
+    assert lengths.expected_s("decode", 40) == pytest.approx(1.0)
+    assert lengths.expected_s("decode", 1) == pytest.approx(0.1)
+    lengths.note("decode", 16, 0.2)
+    assert lengths.expected_s("decode", 40) == pytest.approx(0.5)
+    assert lengths.expected_s("decode", 9) == pytest.approx(0.225)
+    assert lengths.expected_s("prefill", 4) == UNKNOWN_S
+
+
 def test_one_slow_step_counts_for_nothing_and_two_do() -> None:
-    lengths = StepLengths()
+    lengths = StepLengths(compiles=True)
     for seconds in (9.0, 0.1, 0.12, 0.1):
         lengths.note("decode", 1, seconds)
     assert lengths.expected_s("decode", 1) == pytest.approx(0.12)

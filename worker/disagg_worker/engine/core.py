@@ -110,7 +110,7 @@ class TorchEngine:
         self._steps_total = {"prefill": 0, "decode": 0}
         self._busy_s = 0.0
         self._decode_step_s = 0.0
-        self._watch = StepWatch(step_record)
+        self._watch = StepWatch(step_record, compiles=bool(backend.decode_sizes))
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 

@@ -1,8 +1,9 @@
 """PURE: The time that the next step may take, learned from those that were computed.
 
 Steps are grouped by kind and by size (powers of two). Of the last few of a group the second longest
-counts, so that a single slow one changes nothing. The first step of a group may compile, and has
-all the time that a compilation takes.
+counts, so that a single slow one changes nothing. The first step of a kind, and where kernels are
+compiled for a size the first one of a group, has all the time that a compilation takes. Elsewhere a
+group without a step is judged by the next smaller one, or else by the next larger one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-# What a step of a size that was never computed may take: it may compile kernels.
+# What a step may take that may compile kernels.
 UNKNOWN_S = 20.0
 # An announced time that is exceeded by so many times is no longer believed.
 ALLOWANCE = 3.0
@@ -28,9 +29,13 @@ def prefill_size(work: Sequence[tuple[int, int]]) -> float:
 
 
 class StepLengths:
-    """Learns from the steps that it is told about."""
+    """Learns from the steps that it is told about.
 
-    def __init__(self) -> None:
+    `compiles` says that the first step of a group may compile kernels.
+    """
+
+    def __init__(self, *, compiles: bool) -> None:
+        self._compiles = compiles
         self._kept: dict[tuple[str, int], deque[float]] = {}
 
     def note(self, kind: str, size: float, seconds: float) -> None:
@@ -40,9 +45,14 @@ class StepLengths:
 
     def expected_s(self, kind: str, size: float) -> float:
         """Return how long a step should take at most."""
-        if not (kept := self._kept.get((kind, _group(size)))):
+        group = _group(size)
+        known = [of for of_kind, of in self._kept if of_kind == kind]
+        if not known or (self._compiles and group not in known):
             return UNKNOWN_S
-        return sorted(kept)[max(0, len(kept) - 2)] * max(1.0, size)
+        nearest = max((of for of in known if of <= group), default=min(known))
+        kept = self._kept[kind, nearest]
+        # A step that is smaller than all before takes no longer than the smallest of them.
+        return sorted(kept)[max(0, len(kept) - 2)] * max(1.0, size, float(1 << nearest >> 1))
 
 
 def _group(size: float) -> int:

@@ -21,11 +21,14 @@ class StepRecord(Protocol):
 
 
 class StepWatch:
-    """Announces steps, on the engine's thread, and tells any thread whether one is late."""
+    """Announces steps, on the engine's thread, and tells any thread whether one is late.
 
-    def __init__(self, record: StepRecord | None = None) -> None:
+    `compiles` says that the first step of a size may compile kernels.
+    """
+
+    def __init__(self, record: StepRecord | None = None, *, compiles: bool = True) -> None:
         self._record = record
-        self._lengths = StepLengths()
+        self._lengths = StepLengths(compiles=compiles)
         self._running: tuple[float, float] | None = None  # when it began, and how long it may take
 
     def prefill(self, work: Sequence[tuple[int, int]]) -> contextlib.AbstractContextManager[None]:
