@@ -17,10 +17,11 @@ from typing import Any
 
 import httpx
 import pytest
-from benchmarks.adapter.__main__ import adapter_variables, free_port
+from benchmarks.adapter.__main__ import adapter_variables
 from benchmarks.adapter.scripted_engine import app
 from tests.adapter.rig import listening, make_adapter, until
 from tests.fakes.adapter_engine import FakeEngine
+from tests.ports import free_port
 
 from disagg_adapter import main
 from disagg_adapter.engines.contract import NotReady, Unusable

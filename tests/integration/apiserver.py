@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.ports import free_port
 
 REPO = Path(__file__).resolve().parents[2]
 TOKEN = "admin-token-of-a-throw-away-server"
@@ -48,12 +48,6 @@ def program_path(name: str) -> str:
     if found is None:
         pytest.fail(f"{name} is missing: run `e2e/cluster build` to build it")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @dataclass(frozen=True)

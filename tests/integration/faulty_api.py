@@ -15,7 +15,8 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from tests.integration.apiserver import TOKEN, ApiServer, free_port
+from tests.integration.apiserver import TOKEN, ApiServer
+from tests.ports import free_port
 
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT

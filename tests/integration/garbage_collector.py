@@ -9,7 +9,8 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from tests.integration.apiserver import ApiServer, free_port, program_path
+from tests.integration.apiserver import ApiServer, program_path
+from tests.ports import free_port
 
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.resources import CONFIG_MAP, uid_of

@@ -17,7 +17,8 @@ from typing import Any
 
 import httpx
 from aiohttp import web
-from tests.integration.apiserver import REPO, ApiServer, free_port
+from tests.integration.apiserver import REPO, ApiServer
+from tests.ports import free_port
 
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.credentials import load

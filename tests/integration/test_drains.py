@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.apiserver import ApiServer, free_port
+from tests.integration.apiserver import ApiServer
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
+from tests.ports import free_port
 
 from disagg_operator.kube.pods import DRAIN_UNTIL
 from disagg_operator.kube.resources import EVENT, POD, annotations_of, name_of

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from tests.integration.administrator import Shell
-from tests.integration.apiserver import ApiServer, free_port
+from tests.integration.apiserver import ApiServer
 from tests.integration.kubelets import Kubelets
 from tests.integration.operator_process import Cluster, eventually, operator
 from tests.integration.pages import YAML, blocks, commands
 from tests.operator.cli.test_assess_command import Server, serving
+from tests.ports import free_port
 
 from disagg_operator.kube.resources import DEPLOYMENT
 from disagg_operator.vocabulary import Obj

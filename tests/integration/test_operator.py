@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.integration.apiserver import LIMITED_USER, ApiServer, free_port
+from tests.integration.apiserver import LIMITED_USER, ApiServer
 from tests.integration.chart_rights import chart_rights
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
+from tests.ports import free_port
 
 from disagg_operator.autoscaling.records import decision_records
 from disagg_operator.kube.cache import MISSED

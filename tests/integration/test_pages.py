@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 from tests.integration.administrator import Shell
-from tests.integration.apiserver import ApiServer, free_port
+from tests.integration.apiserver import ApiServer
 from tests.integration.kubelets import Kubelets
 from tests.integration.operator_process import Cluster, eventually, operator
 from tests.integration.pages import CONSOLE, YAML, Block, blocks, commands
+from tests.ports import free_port
 
 from disagg_operator.api import parse_file
 from disagg_operator.controller.references import Reference, references_of

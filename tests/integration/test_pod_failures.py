@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.integration.apiserver import ApiServer, free_port
+from tests.integration.apiserver import ApiServer
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
+from tests.ports import free_port
 
 from disagg_operator.kube.resources import DEPLOYMENT, EVENT, POD
 

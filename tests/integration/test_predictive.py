@@ -13,8 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.integration.apiserver import ApiServer, free_port
+from tests.integration.apiserver import ApiServer
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
+from tests.ports import free_port
 
 from disagg_operator.autoscaling.records import state_store
 from disagg_operator.kube.resources import CONFIG_MAP, EVENT

@@ -19,9 +19,10 @@ import httpx
 import pytest
 from aiohttp import web
 from tests.certificates import Certificate, certificate
-from tests.integration.apiserver import ApiServer, free_port, program_path
+from tests.integration.apiserver import ApiServer, program_path
 from tests.integration.operator_process import Cluster, Operator, Pods, eventually, operator
 from tests.integration.test_predictive import SPEED, Traffic
+from tests.ports import free_port
 
 from disagg_operator.autoscaling.signals.pool_reading import PoolReading, reading
 from disagg_operator.autoscaling.signals.prometheus_access import PrometheusEndpoint, Unreadable

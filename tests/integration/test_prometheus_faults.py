@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
-from tests.integration.apiserver import ApiServer, free_port
+from tests.integration.apiserver import ApiServer
 from tests.integration.operator_process import Cluster, Operator, Pods, eventually, operator
 from tests.integration.test_prometheus import grown_to, prometheus, run_pods, scaling_is
+from tests.ports import free_port
 
 from disagg_operator.vocabulary import Obj
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.apiserver import REPO, ApiServer, free_port
+from tests.integration.apiserver import REPO, ApiServer
 from tests.integration.kubelets import Kubelets
 from tests.integration.operator_process import Cluster, eventually, operator
 from tests.integration.pages import commands
+from tests.ports import free_port
 
 from disagg_operator.kube.resources import CONTROLLER_REVISION, DEPLOYMENT
 from disagg_operator.rollout import looking, revisions

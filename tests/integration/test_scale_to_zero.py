@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.fakes.token_worker import KEY, TokenWorker, expected_text
-from tests.integration.apiserver import ApiServer, free_port
+from tests.integration.apiserver import ApiServer
 from tests.integration.kubelets import Kubelets
 from tests.integration.operator_process import Cluster, eventually, operator
+from tests.ports import free_port
 from tests.router.stack import tokens_of
 
 from disagg_operator.kube.resources import labels_of, name_of

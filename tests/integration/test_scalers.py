@@ -18,11 +18,12 @@ import httpx
 import pytest
 from aiohttp import web
 from tests.fakes.engine_fleet import EngineFleet
-from tests.integration.apiserver import REPO, ApiServer, free_port
+from tests.integration.apiserver import REPO, ApiServer
 from tests.integration.chart_rights import chart_rights
 from tests.integration.leader_worker_sets import GROUPS, groups_are_served
 from tests.integration.operator_process import Cluster, Operator, eventually, operator
 from tests.integration.test_prometheus import prometheus
+from tests.ports import free_port
 
 from disagg_operator.autoscaling.records import state_store
 from disagg_operator.kube.resources import CONFIG_MAP, DEPLOYMENT, DISAGG_SCALER, EVENT, POD, Resource

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 from tests.integration.administrator import Shell
-from tests.integration.apiserver import REPO, ApiServer, api_server, free_port
+from tests.integration.apiserver import REPO, ApiServer, api_server
 from tests.integration.kubelets import Kubelets
 from tests.integration.operator_process import Cluster, client, eventually, operator
 from tests.integration.pages import commands
+from tests.ports import free_port
 from tests.releases.recorded import CORPUS, RELEASE, resource
 
 from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, EVENT

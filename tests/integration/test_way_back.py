@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.integration.apiserver import ApiServer, free_port
+from tests.integration.apiserver import ApiServer
 from tests.integration.kubelets import Kubelets
 from tests.integration.operator_process import Cluster, eventually, operator
+from tests.ports import free_port
 
 from disagg_operator.kube.resources import DEPLOYMENT, annotations_of, labels_of, name_of
 from disagg_operator.rollout.looking import SERVED_ANNOTATION

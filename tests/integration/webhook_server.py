@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 from tests.certificates import certificate
-from tests.integration.apiserver import free_port
+from tests.ports import free_port
 
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import NotFound

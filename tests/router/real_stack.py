@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,16 +17,12 @@ from pathlib import Path
 
 import httpx
 from benchmarks.processes import ROOT, process
+from tests.ports import free_port
 
 MODEL = "stdlib"
 API_KEY = "sk-test"
 BODY_LIMIT_BYTES = 64 << 10
 _START_TIMEOUT_S = 90.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import json
 import os
 import resource
 import signal
-import socket
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
 from tests.fakes.token_worker import KEY, TokenWorker, expected_text
+from tests.ports import free_port
 from tests.router.stack import MODEL, tokens_of
 
 
@@ -33,11 +33,6 @@ async def start(folder: Path, files: int = 0, **environment: str) -> asyncio.sub
         env=inherited | {"PYTHONPATH": str(Path(__file__).parents[2] / "worker")} | environment,
         preexec_fn=limit if files else None,
     )  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 @pytest.mark.slow

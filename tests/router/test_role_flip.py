@@ -20,7 +20,8 @@ import openai
 import pytest
 from benchmarks.processes import ROOT, process, wait_ready
 from tests.fakes.token_worker import BEARER, KEY, TokenWorker, expected_text
-from tests.router.real_stack import MODEL, free_port
+from tests.ports import free_port
+from tests.router.real_stack import MODEL
 from tests.router.stack import Stack
 
 PROMPT = "import os\n\ndef main("

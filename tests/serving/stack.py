@@ -10,11 +10,11 @@ import json
 import os
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
+from tests.ports import free_port
 from tests.worker.oracle import MODEL
 
 from disagg_router.router import Router
@@ -22,12 +22,6 @@ from disagg_router.settings import Settings
 
 REPO = Path(__file__).parents[2]
 WAIT_S = 120.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.asynccontextmanager
@@ -42,7 +36,7 @@ async def workers(
     """Run a process for each role and list them in the membership file `folder`/workers.json.
 
     `within` has what goes before a command, and the address, by the name of a worker. On exit the
-    processes drain and must end with status 0.
+    processes drain and must end with status 0, but for those that the test has killed.
     """
     key = folder / "key"
     if not key.exists():
@@ -74,6 +68,9 @@ async def workers(
     (folder / "workers.json").write_text(json.dumps({"workers": members}))
     try:
         yield processes
+    except BaseException as failure:
+        failure.add_note(_ended(folder, processes))
+        raise
     finally:
         for process in processes.values():
             if process.returncode is None:
@@ -85,6 +82,14 @@ async def workers(
             for process in processes.values():
                 if process.returncode is None:
                     process.kill()
+    assert {p.returncode for p in processes.values()} <= {0, -signal.SIGKILL}, _ended(folder, processes)
+
+
+def _ended(folder: Path, processes: Mapping[str, asyncio.subprocess.Process]) -> str:
+    """Return the statuses of the processes that have ended, and the ends of their logs."""
+    statuses = {name: p.returncode for name, p in processes.items() if p.returncode is not None}
+    ends = [f"{name}: status {s}\n{(folder / f'{name}.log').read_text()[-2000:]}" for name, s in statuses.items()]
+    return "\n".join(ends or ["all workers ran"])
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.serving.stack import REPO, WAIT_S, free_port, router, workers
+from tests.ports import free_port
+from tests.serving.stack import REPO, WAIT_S, router, workers
 from tests.worker.oracle import MODEL
 
 from disagg_router.openai.app import create_app

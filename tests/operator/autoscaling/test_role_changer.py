@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.integration.apiserver import free_port
+from tests.ports import free_port
 
 from disagg_operator.autoscaling.live import Live
 from disagg_operator.autoscaling.policy.role_moves import Flip

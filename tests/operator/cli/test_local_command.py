@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.router.real_stack import free_port
+from tests.ports import free_port
 
 from disagg_operator.cli import chat, local_command
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.integration.apiserver import free_port
+from tests.ports import free_port
 
 from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.signals.direct import DirectDoor

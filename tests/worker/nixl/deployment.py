@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.worker.server.process_rig import REPO, free_port
+from tests.ports import free_port
+from tests.worker.server.process_rig import REPO
 from tests.worker.server.rig import HEADERS, prompt
 
 from disagg_router.main import server_of

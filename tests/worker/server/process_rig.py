@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,14 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from tests.ports import free_port
 from tests.worker.server.rig import HEADERS
 
 REPO = Path(__file__).parents[3]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        return int(s.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import pytest
 from aiohttp import web
 from tests.certificates import Certificate, certificate
 from tests.fakes.kube import FakeKube
-from tests.integration.apiserver import free_port
 from tests.operator.api.resources import watched
 from tests.operator.autoscaling.signals.test_prometheus_access import BASIC, CA, TOKEN, access
+from tests.ports import free_port
 
 from disagg_operator.autoscaling.live import Live
 from disagg_operator.autoscaling.records.state_store import StateStore
