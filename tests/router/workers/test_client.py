@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import time
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -91,3 +93,54 @@ async def test_a_refusal_that_comes_in_pieces_is_read_whole() -> None:
         finally:
             await speaks.close()
     assert refused.value.reason == "draining"
+
+
+async def _answer_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    line = b'{"type": "end"}\n'
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(line) + line)
+    await writer.drain()
+    writer.close()
+
+
+async def test_a_connection_is_not_given_up_because_the_router_itself_stood_still() -> None:
+    speaks = client.WorkerClient("key")
+
+    async def read(worker: Worker) -> list[client.Line]:
+        async with speaks.stream(worker, "prefill", {}) as lines:
+            return [line async for line in lines]
+
+    async with asyncio.timeout(30), await asyncio.start_server(_answer_end, "127.0.0.1", 0) as server:
+        asked = asyncio.create_task(read(cast(Worker, _At(server.sockets[0].getsockname()[1]))))
+        try:
+            connect, connects = asyncio.get_running_loop().sock_connect, asyncio.Event()
+
+            async def sock_connect(sock: socket.socket, address: object) -> None:
+                connects.set()
+                await connect(sock, address)  # type: ignore[arg-type]
+
+            asyncio.get_running_loop().sock_connect = sock_connect  # type: ignore[method-assign]
+            await connects.wait()
+            time.sleep(2.2)
+            assert await asked == [{"type": "end"}]
+        finally:
+            del asyncio.get_running_loop().sock_connect
+            await speaks.close()
+
+
+async def test_where_nobody_answers_a_connection_fails_soon() -> None:
+    """A server that accepts nothing, and whose queue is full."""
+    speaks = client.WorkerClient("key")
+    with socket.socket() as silent, socket.socket() as first, socket.socket() as second:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for waits in (first, second):
+            waits.setblocking(False)
+            waits.connect_ex(silent.getsockname())
+        try:
+            with pytest.raises(AttemptFailed, match="ClientConnectorError") as failed:
+                async with speaks.stream(cast(Worker, _At(silent.getsockname()[1])), "prefill", {}):
+                    pass
+        finally:
+            await speaks.close()
+    assert failed.value.retryable

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import httpx
+from aiohttp.connector import AddrInfoType
 
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.worker_info import Worker
@@ -33,8 +35,21 @@ log = logging.getLogger(__name__)
 _MAX_LINE_BYTES = 1 << 20
 _TICKET_FIELD = "ticket"
 Line = dict[str, Any]
+# How often the kernel asks again for a connection: it gives up after 2 to 3 s. A timer of this
+# process would also run out while the process itself stands still, for all workers at once.
+_SYN_RETRIES = 1
+# For what the kernel does not bound.
+_CONNECT_S = 15.0
 # The exceptions of a connection that fails.
 _BROKEN = (aiohttp.ClientError, OSError)
+
+
+def _socket(address: AddrInfoType) -> socket.socket:
+    """Return a socket that finds out soon that nobody answers at an address."""
+    family, kind, protocol, _, _ = address
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, _SYN_RETRIES)
+    return sock
 
 
 class WorkerClient:
@@ -130,8 +145,8 @@ class WorkerClient:
         if self._streams is None:
             self._streams = aiohttp.ClientSession(
                 headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=2.0),
-                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
             )
