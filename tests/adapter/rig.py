@@ -108,7 +108,8 @@ class _Server(QuietServer):
     """A server that ends when it is told to, and not at its next look at the clock."""
 
     def __init__(self, app: Starlette) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        # Connections are kept for longer than clients keep them, as in production.
+        super().__init__(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_keep_alive=75))
         self.ended = asyncio.Event()
 
     async def main_loop(self) -> None:

@@ -141,14 +141,11 @@ class TokenWorker:
             Route("/internal/v1/prefill", self._prefill, methods=["POST"]),
             Route("/fake/transfer", self._transfer, methods=["POST"]),
         ]
+        # Connections are kept for longer than clients keep them, as real workers do.
         config = uvicorn.Config(
-            Starlette(routes=routes),
-            log_level="critical",
-            access_log=False,
-            timeout_graceful_shutdown=0,
-            ws="none",
-            lifespan="off",
-        )
+            Starlette(routes=routes), log_level="critical", access_log=False, timeout_graceful_shutdown=0,
+            timeout_keep_alive=75, ws="none", lifespan="off",
+        )  # fmt: skip
         self._server = _QuietServer(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
         while not self._server.started:

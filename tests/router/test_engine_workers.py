@@ -162,7 +162,7 @@ async def test_a_pair_that_hangs_between_hand_over_and_first_token_is_avoided_an
     tmp_path: Path,
 ) -> None:
     prefill, decode = engines()
-    async with Stack(tmp_path, prefill, decode, first_token_timeout_s=0.5) as stack:
+    async with Stack(tmp_path, prefill, decode, first_token_timeout_s=1.0) as stack:
         table = stack.router.table
         table.breaker.first_s = 30.0
         decode.reads.clear()

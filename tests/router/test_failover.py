@@ -60,7 +60,8 @@ async def test_a_fault_changes_nothing_for_the_client(
     tmp_path: Path, leg: str, fault: dict[str, object], reason: str
 ) -> None:
     pool = workers()
-    async with Stack(tmp_path, *pool, stall_timeout_s=0.5, first_token_timeout_s=0.5) as stack:
+    patience_s = 1.0 if reason == "stalled" else 15.0
+    async with Stack(tmp_path, *pool, stall_timeout_s=patience_s, first_token_timeout_s=patience_s) as stack:
         inject(pool, leg, **fault)
         answer = (await stack.complete(max_tokens=N)).json()
         assert answer["choices"][0]["text"] == WANTED

@@ -144,7 +144,7 @@ async def test_a_change_that_is_taken_back_while_both_names_wait_serves_those_wh
 
 
 async def test_too_much_that_waits_for_a_model_and_too_long_a_wait_are_told_to_come_back(tmp_path: Path) -> None:
-    async with Stack(tmp_path, queue_max_depth=2, queue_max_bytes=300, queue_max_wait_s=0.5) as stack:
+    async with Stack(tmp_path, queue_max_depth=2, queue_max_bytes=300, queue_max_wait_s=2.0) as stack:
         big = await stack.complete("x" * 300)
         waiting = [asyncio.create_task(stack.complete()) for _ in range(2)]
         await stack.until(lambda: stack.router.queue.hold.waiting == 2)

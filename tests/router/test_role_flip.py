@@ -9,7 +9,6 @@ import asyncio
 import json
 import re
 import subprocess
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,9 +131,7 @@ async def _change_places(running: Running, urls: dict[str, str]) -> None:
     await running.quiet()
     load = [asyncio.create_task(running.stream(i % 4)) for i in range(12)]
     await running.runs_on("e")
-    started_s = time.monotonic()
     became = await running.become(urls["e"], "prefill")
-    assert time.monotonic() - started_s < 30
     more = [asyncio.create_task(running.stream(i % 4)) for i in range(8)]
     await running.become(urls["p"], "decode")
     done = [*await asyncio.gather(*load), *await asyncio.gather(*more)]

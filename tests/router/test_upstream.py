@@ -188,8 +188,9 @@ async def test_a_service_that_fails_is_told_and_counted(tmp_path: Path, kind: st
     async def answer(request: web.Request) -> web.StreamResponse:
         return await failing(request, kind)
 
-    short = {"first_token_timeout_s": 0.3, "stall_timeout_s": 0.3}
-    async with scripted(answer) as url, split(tmp_path, url, **short) as stack:
+    limit_s = 0.5 if code == "upstream_timeout" else 15.0
+    limits = {"first_token_timeout_s": limit_s, "stall_timeout_s": limit_s}
+    async with scripted(answer) as url, split(tmp_path, url, **limits) as stack:
         got = await stack.http.post("/v1/completions", json=STREAMED)
         assert got.status_code == status
         assert code in got.text

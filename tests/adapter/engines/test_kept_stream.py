@@ -46,7 +46,7 @@ async def test_pieces_come_in_order_and_the_stream_is_closed() -> None:
     for event in (0, 5, 6, None):
         source.events.put_nowait(event)
     assert [d async for d in kept.read("one", source.open(), parse)] == [delta(5), delta(6)]
-    await asyncio.wait_for(source.closed.wait(), 5)
+    await asyncio.wait_for(source.closed.wait(), 30)
 
 
 async def test_an_error_reaches_the_reader() -> None:
@@ -62,7 +62,7 @@ async def test_a_reader_who_leaves_after_the_first_piece_closes_the_stream() -> 
     pieces = kept.read("one", source.open(), parse)
     assert await anext(pieces) == delta(5)
     await pieces.aclose()
-    await asyncio.wait_for(source.closed.wait(), 5)
+    await asyncio.wait_for(source.closed.wait(), 30)
 
 
 async def test_a_reader_who_is_cancelled_before_it_leaves_the_stream_open_until_it_comes() -> None:
@@ -83,7 +83,7 @@ async def test_a_reader_who_is_cancelled_before_it_leaves_the_stream_open_until_
         await asyncio.sleep(0)
     assert not source.closed.is_set()
     source.events.put_nowait(5)
-    await asyncio.wait_for(source.closed.wait(), 5)
+    await asyncio.wait_for(source.closed.wait(), 30)
     await kept.close()
     assert len(kept) == 0
     assert gone == ["another", "one"]
@@ -96,7 +96,7 @@ async def test_a_stream_is_not_kept_longer_than_its_limit() -> None:
     await source.asked.wait()
     waiting.cancel()
     await asyncio.wait({waiting})
-    await asyncio.wait_for(source.closed.wait(), 5)
+    await asyncio.wait_for(source.closed.wait(), 30)
 
 
 async def test_all_are_closed_with_the_engine() -> None:

@@ -214,13 +214,13 @@ async def test_a_decode_that_is_cancelled_while_it_reads_is_closed_at_its_first_
         await until(server.said.empty)
         assert not server.closed.is_set()
         server.said.put_nowait(data(event(token_ids=[5])))
-        await asyncio.wait_for(server.closed.wait(), 5)
+        await asyncio.wait_for(server.closed.wait(), 30)
 
 
 async def test_a_decode_that_never_reads_is_closed_after_the_lease() -> None:
     async with serving(lease_s=-4.95) as (server, engine):
         await _cancelled_before_the_first_token(server, engine)
-        await asyncio.wait_for(server.closed.wait(), 5)
+        await asyncio.wait_for(server.closed.wait(), 30)
 
 
 async def test_a_decode_that_is_cancelled_later_is_closed_at_once() -> None:
@@ -229,7 +229,7 @@ async def test_a_decode_that_is_cancelled_later_is_closed_at_once() -> None:
         server.said.put_nowait(data(event(token_ids=[5])))
         await anext(deltas)
         await deltas.aclose()
-        await asyncio.wait_for(server.closed.wait(), 5)
+        await asyncio.wait_for(server.closed.wait(), 30)
 
 
 async def test_a_probe_is_one_token_of_a_prompt_that_is_in_no_cache() -> None:

@@ -270,7 +270,7 @@ async def test_a_hung_engine_is_503_on_both_pages_and_its_requests_go_on_elsewhe
         async with one.call("decode", body(PROMPT) | {"mode": "local"}) as events:
             await one.engine.token_gate.reached.wait()
             one.engine.probe_gate.shut()
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(30.0):
                 last = [line async for line in events][-1]
         assert (last["code"], last["retryable"]) == (codes.INTERNAL, True)
         for path in ("/healthz", "/readyz"):

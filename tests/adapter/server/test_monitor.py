@@ -19,6 +19,8 @@ from disagg_wire.engine_metrics.readings import Readings
 
 POLL_S, AFTER_S, PROBE_S = 0.01, 0.1, 0.1
 PATIENCE = Patience(POLL_S, AFTER_S, PROBE_S, 5.0)
+# For engines that must not be found hung because the test itself was held up.
+PATIENT = Patience(POLL_S, AFTER_S, 1.0, 5.0)
 
 
 class Watched:
@@ -145,10 +147,8 @@ async def test_a_restart_between_two_looks_is_seen() -> None:
         await until(lambda: one.served == ["first start", None, "second start"])
 
 
-async def hung_after(one: Watched) -> float:
-    started_s = time.monotonic()
+async def hung(one: Watched) -> None:
     await until(lambda: one.monitor.health.hung != "")
-    return time.monotonic() - started_s
 
 
 @pytest.mark.parametrize("counters", [Readings(), Readings(prompt_tokens_total=float("nan"), running=3.0)])
@@ -158,7 +158,7 @@ async def test_an_engine_that_has_work_and_makes_no_token_hangs(counters: Readin
         one.engine.probe_gate.shut()
         one.engine.fault = NotReady("busy")
         one.work = True
-        assert await hung_after(one) < 3 * (AFTER_S + PROBE_S)
+        await hung(one)
         assert not one.serves
         assert one.monitor.health.hung.startswith("no progress for")
         # It stays hung, whatever it answers, until it serves again.
@@ -176,7 +176,7 @@ async def test_another_start_of_a_hung_engine_is_not_hung() -> None:
         one.engine.probe_gate.shut()
         one.engine.fault = NotReady("gone")
         one.work = True
-        await hung_after(one)
+        await hung(one)
         one.engine.identity, one.engine.fault = replace(IDENTITY, started="second start"), None
         await until(lambda: one.monitor.health.hung == "")
         assert one.monitor.health.waits_for == "the first token"
@@ -187,16 +187,17 @@ async def test_a_probe_that_fails_at_once_is_enough() -> None:
         await until(lambda: one.serves)
         one.engine.probe_fault = EngineFault(codes.INTERNAL, "EngineDeadError")
         one.work = True
-        await hung_after(one)
+        await hung(one)
         assert "EngineDeadError" in one.monitor.health.hung
 
 
 async def test_an_engine_that_refuses_the_probe_for_want_of_room_gets_all_of_its_time() -> None:
-    async with watched() as one:
+    async with watched(patience=PATIENT) as one:
         await until(lambda: one.serves)
         one.engine.probe_fault = EngineFault(codes.NO_CAPACITY, "queue full")
         one.work = True
-        assert await hung_after(one) >= AFTER_S + PROBE_S - POLL_S
+        await hung(one)
+        assert one.engine.probes > 3  # One was for the start.
 
 
 def by_counters(one: Watched) -> None:
@@ -209,11 +210,11 @@ def by_stream(one: Watched) -> None:
 
 @pytest.mark.parametrize("progress", [by_counters, by_stream])
 async def test_a_slow_engine_that_gets_on_does_not_hang(progress: Callable[[Watched], None]) -> None:
-    async with watched() as one:
+    async with watched(patience=PATIENT) as one:
         await until(lambda: one.serves)
         one.engine.probe_gate.shut()
         one.work = True
-        for _ in range(4):
+        for _ in range(2):
             # Each step takes longer than the time after which a token is asked for, and the token
             # waits behind the step.
             one.engine.probe_gate.reached.clear()

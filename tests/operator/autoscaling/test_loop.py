@@ -181,10 +181,10 @@ async def test_what_is_known_of_a_prometheus_stands_until_more_is(loop: Loop) ->
     loop.kube.answering.clear()
     loop.kube.asked.clear()
     look = asyncio.create_task(loop.loop.tick())
-    await asyncio.wait_for(loop.kube.asked.wait(), 5)
+    await asyncio.wait_for(loop.kube.asked.wait(), 30)
     assert entry.trouble == missing
     loop.kube.answering.set()
-    await asyncio.wait_for(look, 5)
+    await asyncio.wait_for(look, 30)
     assert entry.trouble == missing
 
 

@@ -119,7 +119,7 @@ def test_out_of_memory_in_decode_costs_the_newest_request_only(make: Make, error
 
 
 def test_out_of_memory_in_prefill_reports_no_layer_twice(make: Make) -> None:
-    engine = _engine(make, 20, ERRORS[0], role="prefill", max_batch_tokens=1000, prefill_wait_s=0.3)
+    engine = _engine(make, 20, ERRORS[0], role="prefill", max_batch_tokens=32, prefill_wait_s=30.0)
     keepers, sinks = [Keeper(), Keeper()], [Collector(), Collector()]
     handles = [engine.prefill("r", prompt(15, i), 15, GREEDY, sinks[i], keepers[i]) for i in range(2)]
     assert sinks[0].wait() == EndEvent("prefilled")

@@ -54,8 +54,8 @@ async def test_on_notice_it_takes_nothing_new_and_stays_ready_for_its_requests(t
 
 async def test_a_notice_that_nobody_renews_is_over_by_itself(tiny: Path) -> None:
     async with running("decode", tiny) as one:
-        assert (await notice(one, lease_s=0.2))[0] == 200
-        assert one.worker.state == "draining"
+        status, said = await notice(one, lease_s=0.2)
+        assert (status, said["state"]) == (200, "draining")
         async with asyncio.timeout(10):
             while (await one.http.get(INFO_PATH)).json()["state"] != "ready":
                 await asyncio.sleep(0.02)
@@ -117,7 +117,7 @@ async def ending(one: Running, timeout_s: float) -> asyncio.Task[None]:
 async def test_at_its_end_it_serves_who_has_nobody_else_and_then_is_gone(
     tiny: Path, left: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(departure, "LINGER_S", 1.0)
+    monkeypatch.setattr(departure, "LINGER_S", 25.0)
     async with running("decode", tiny) as one:
         needs = {ROUTER_HEADER: ROUTER_NEEDS}
         await one.http.get(INFO_PATH, headers=needs)
@@ -128,6 +128,7 @@ async def test_at_its_end_it_serves_who_has_nobody_else_and_then_is_gone(
         async with one.http.stream("POST", "/internal/v1/decode", json=LOCAL, headers=LAST) as answer:
             assert answer.status_code == 200
             assert "length" in [line async for line in answer.aiter_lines()][-1]
+        one.worker.departure._needed_until_s = 0.0  # The router has not asked for a while.
         async with asyncio.timeout(20):
             await end
         assert (await one.http.get(INFO_PATH)).json()[LAST_RESORT] is False
@@ -136,11 +137,14 @@ async def test_at_its_end_it_serves_who_has_nobody_else_and_then_is_gone(
         assert cut_of(left.read_text()) == 0
 
 
-async def test_on_notice_it_ends_at_once_and_has_only_the_rest_of_its_time(tiny: Path, left: Path) -> None:
+async def test_on_notice_it_ends_at_once_and_has_only_the_rest_of_its_time(
+    tiny: Path, left: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departure, "LINGER_S", 3600.0)
     async with running("decode", tiny) as one:
         await one.http.get(INFO_PATH, headers={ROUTER_HEADER: ROUTER_NEEDS})
         assert (await notice(one))[0] == 200
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):
             await (await ending(one, 60.0))
         assert cut_of(left.read_text()) == 0
 

@@ -249,7 +249,7 @@ async def test_an_unused_ticket_expires(tiny: Path) -> None:
 
 
 async def test_a_sender_that_falls_silent_loses_the_reservation(tiny: Path) -> None:
-    async with pair(tiny, transfer_idle_s=0.3) as p:
+    async with pair(tiny, transfer_idle_s=1.0) as p:
         async with p.decode.call("decode", body(prompt(20)) | {"mode": "remote"}) as events:
             ticket = verify(KEY, await _ticket(events))
             with await asyncio.to_thread(Peer, ticket) as peer:

@@ -80,12 +80,10 @@ async def test_at_the_deadline_what_still_runs_is_sent_elsewhere_and_the_kv_is_f
         async with local as streams, remote as waits:
             await anext(streams)
             assert (await anext(waits))["type"] == "ticket"
-            started_s = time.monotonic()
             assert (await ask(both.decode, "prefill", deadline_s=0.2))[0] == 202
             ends = [[line async for line in stream][-1] for stream in (streams, waits)]
         assert [(e["type"], e["code"], e["retryable"]) for e in ends] == [("error", "draining", True)] * 2
         await changed(both.decode, "prefill")
-        assert time.monotonic() - started_s < 5
         await both.decode.empty()
         assert len(tokens_of(await both.decode.lines("prefill", body(prompt(9)) | {"ticket": None}))) == 1
 

@@ -105,7 +105,11 @@ class Rig:
         return self.outcomes.get(timeout=10)
 
     def serves_the_next(self) -> None:
-        """Check the invariant after every fault: the listener accepts the next transfer."""
+        """Check the invariant after every fault: the listener accepts the next transfer.
+
+        That one may take its time, however short a silence the fault needed.
+        """
+        self.listener._idle_s = 5.0
         session = self.announce()
         with Peer(session.ticket) as peer:
             peer.send_all()

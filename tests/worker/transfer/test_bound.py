@@ -70,10 +70,10 @@ def test_what_is_sent_over_several_connections_lies_in_the_blocks(
 
 
 def test_progress_keeps_every_connection_alive() -> None:
-    with rig(idle_s=0.5) as r:
+    with rig(idle_s=1.5) as r:
         session = r.announce(**MAC)
         with Lane(session.ticket).begin() as first, Lane(session.ticket, 1).begin() as second:
-            for _ in range(8):
+            for _ in range(18):
                 first.link.send(Header(FrameType.PROGRESS))
                 second.link.send(Header(FrameType.PROGRESS))
                 threading.Event().wait(0.1)
@@ -247,7 +247,7 @@ def test_a_commit_waits_for_the_last_frames_of_the_other_connections() -> None:
     ],
 )
 def test_a_commit_of_something_else_is_not_taken(change: dict[str, object], message: str) -> None:
-    with rig(idle_s=0.5) as r:
+    with rig(idle_s=0.5 if message == "timed out" else 5.0) as r:
         session = r.announce(**MAC)
         with Lane(session.ticket).begin() as first, Lane(session.ticket, 1).begin() as second:
             joined(session, 2)
@@ -260,12 +260,13 @@ def test_a_commit_of_something_else_is_not_taken(change: dict[str, object], mess
 
 
 def test_missing_layers_and_a_missing_end_are_noticed() -> None:
-    with rig(idle_s=0.3) as r:
+    with rig() as r:
         session = r.announce(**MAC)
         with Lane(session.ticket).begin() as lane:
             lane.layers([0, 2]).commit()
             assert "never arrived" in lane.answer()[1]["message"]
         failed_with(r, session)
+    with rig(idle_s=0.3) as r:
         session = r.announce(**MAC)
         with Lane(session.ticket).begin() as first, Lane(session.ticket, 1).begin() as second:
             second.layers([0, 1, 2])

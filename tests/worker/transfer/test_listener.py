@@ -217,11 +217,11 @@ def test_a_sender_that_drips_bytes_is_as_good_as_silent() -> None:
 
 
 def test_progress_keeps_a_slow_computation_alive() -> None:
-    with rig(idle_s=0.5) as r:
+    with rig(idle_s=1.5) as r:
         session = r.announce()
         with Peer(session.ticket) as peer:
             peer.send_begin()
-            for _ in range(8):
+            for _ in range(18):
                 assert r.outcomes.empty()
                 peer.link.send(Header(FrameType.PROGRESS))
                 threading.Event().wait(0.1)

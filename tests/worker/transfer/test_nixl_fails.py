@@ -109,7 +109,7 @@ class Pair:
 @pytest.mark.parametrize("fails", ["write", "done", "notify"])
 def test_after_a_failure_kv_goes_over_tcp_into_the_offered_blocks(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     monkeypatch.setattr(writes, "_SETTLE_S", 0.05)
-    with rig(idle_s=0.5) as r:
+    with rig(idle_s=1.5) as r:
         pair = Pair(r, lambda: WritingAgent(fails))
         first, session, _ = pair.sender()
         assert isinstance(first, NixlKvSender)

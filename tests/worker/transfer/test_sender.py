@@ -152,7 +152,7 @@ def test_while_it_computes_the_peer_hears_that_it_lives() -> None:
 @pytest.mark.parametrize("greets", [False, True])
 def test_a_peer_that_never_answers_is_given_up(greets: bool) -> None:
     with deaf_peer() as (ticket, server):
-        sending = Sending(ticket, SenderTimeouts(peer_s=0.2))
+        sending = Sending(ticket, SenderTimeouts(peer_s=1.0 if greets else 0.2))
         sending.all()
         sock = greet(server)[0] if greets else server.accept()[0]
         with sock:

@@ -179,7 +179,7 @@ def test_what_is_wrong_fails_the_transfer_and_its_blocks_wait_for_the_end_of_the
 def test_blocks_are_free_at_once_when_prefill_says_that_it_has_ended(
     do: Callable[[Writing], None], message: str
 ) -> None:
-    with writing(idle_s=0.3) as w:
+    with writing(idle_s=0.3 if message == "has not notified" else 5.0) as w:
         w.begin().write()
         do(w)
         assert message in w.error()
