@@ -97,8 +97,9 @@ def make_settings(role: str, folder: Path, **changes: Any) -> Settings:
 async def serve(worker: Worker) -> AsyncIterator[httpx.AsyncClient]:
     """Run the worker's HTTP server on a real socket."""
     # Connections are kept for longer than clients keep them, as in production.
-    limits = {"timeout_graceful_shutdown": 1, "timeout_keep_alive": 75}
-    server = QuietServer(uvicorn.Config(create_app(worker), log_level="warning", **limits))
+    server = QuietServer(
+        uvicorn.Config(create_app(worker), log_level="warning", timeout_graceful_shutdown=1, timeout_keep_alive=75)
+    )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         task = asyncio.create_task(server.serve(sockets=[listening]))
