@@ -91,4 +91,4 @@ async def rests(api: FaultyApi) -> None:
         await eventually("three full lists", listed)
         return len(api.writes) == writes
 
-    await eventually("the operator rests", quiet, 60.0)
+    await eventually("the operator rests", quiet, 120.0)

@@ -33,7 +33,7 @@ from disagg_operator.kube.resources import (
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_REVISION
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 SPEC: dict[str, Any] = {
     "model": {"uri": "file:///models/stdlib-llama"},
     "prefill": {"replicas": 1},

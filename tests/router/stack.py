@@ -32,7 +32,7 @@ class Stack:
         self.workers = list(workers)
         (folder / "key").write_bytes(KEY)
         values = {"model_name": MODEL, "cluster_key_file": str(folder / "key"), "membership": f"file://{self._members}",
-                  "poll_interval_s": 0.05, "request_timeout_s": 20, "queue_max_wait_s": 10} | options  # fmt: skip
+                  "poll_interval_s": 0.05, "request_timeout_s": 50, "queue_max_wait_s": 40} | options  # fmt: skip
         self.router = Router(settings.Settings.model_validate(values))
         self.router.table.breaker.first_s = 0.05
         self.router.table.breaker.dice = lambda: 1.0

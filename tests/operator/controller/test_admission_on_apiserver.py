@@ -65,7 +65,7 @@ async def in_force(world: RealWorld, is_so: Callable[[str], bool]) -> None:
                 return
             await asyncio.sleep(0.05)
 
-    await asyncio.wait_for(until(), 20)
+    await asyncio.wait_for(until(), 60)
 
 
 def denying(suffix: str, *, dry_runs: bool = True, **status: Any) -> Callable[[Obj, bool], Denial | None]:
@@ -187,7 +187,7 @@ async def test_what_limits_say_of_the_pods_is_told_with_the_field(
         used = {"hard": spec["hard"], "used": dict.fromkeys(spec["hard"], "0")}
         await world.send("PATCH", f"{path}/q/status", {"status": used}, "application/merge-patch+json")
     template = (await world.templates("chat"))["decode"]
-    said = await asyncio.wait_for(refusal_of_the_pod(world, template, words), 20)
+    said = await asyncio.wait_for(refusal_of_the_pod(world, template, words), 60)
     failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": said}
     status = {"status": {"conditions": [failure]}}
     where = DEPLOYMENT.path(world.namespace, "chat-decode") + "/status"

@@ -78,7 +78,7 @@ async def in_force(world: RealWorld, kind: Resource, *, is_so: bool) -> None:
                 return
             await asyncio.sleep(0.05)
 
-    await asyncio.wait_for(until(), 20)
+    await asyncio.wait_for(until(), 60)
 
 
 async def assert_refused(world: RealWorld, kind: Resource) -> None:

@@ -95,7 +95,7 @@ async def test_a_quota_is_told_and_judged_again(world: RealWorld) -> None:
         while "exceeded" not in str(await _answer(world, "POST", f"{services}?dryRun=All", body)):
             await asyncio.sleep(0.05)
 
-    await asyncio.wait_for(counted(), 20)
+    await asyncio.wait_for(counted(), 60)
     await world.create("chat", SPEC)
     assert await world.run("chat") is not None
     words = await _refused(world, "QuotaExceeded", "spec.prefill")
@@ -144,7 +144,7 @@ async def test_an_admission_policy_is_told_and_judged_again(world: RealWorld) ->
             while "no decoders" not in str(await _answer(world, "POST", path, body)):
                 await asyncio.sleep(0.05)
 
-        await asyncio.wait_for(in_force(), 20)
+        await asyncio.wait_for(in_force(), 60)
         await world.create("chat", SPEC)
         assert await world.run("chat") is not None
         assert "no decoders here" in await _refused(world, "AdmissionDenied", "spec.decode")
