@@ -18,8 +18,9 @@ from disagg_operator.kube.resources import DEPLOYMENT, EVENT, POD
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
-# What is knowable is in status within this time.
-KNOWN_WITHIN_S = 5.0
+# What is knowable is in status within this time: it takes a second or two here, and at the next
+# full list five minutes.
+KNOWN_WITHIN_S = 60.0
 LOG = "INFO: starting\nOSError: [Errno 98] Address already in use"
 
 
