@@ -26,6 +26,7 @@ from disagg_operator.kube.resources import (
     DEPLOYMENT,
     DISAGG_DEPLOYMENT,
     DISAGG_POOL,
+    EVENT,
     NETWORK_ATTACHMENT,
     POD,
     SECRET,
@@ -184,6 +185,16 @@ class Cluster:
 
     async def condition(self, kind: str, name: str = "chat") -> Obj:
         return next(c for c in (await self.resource(name))["status"]["conditions"] if c["type"] == kind)
+
+    async def event(self, reason: str, words: str = "", **selected: str) -> str:
+        """Return the message of an Event once there is one; they come after the status."""
+
+        async def found() -> str | None:
+            events = await self.kube.list(EVENT, self.namespace, **selected)
+            return next((e["message"] for e in events if e["reason"] == reason and words in e["message"]), None)
+
+        message: str = await eventually(f"an Event {reason} {words}", found)
+        return message
 
     async def replicas(self, role: str, name: str = "chat") -> tuple[int, int]:
         """Return the number of replicas of the pool, and that of its Deployment."""

@@ -20,7 +20,6 @@ from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import (
     DEPLOYMENT,
     DISAGG_POOL,
-    EVENT,
     NETWORK_ATTACHMENT,
     NETWORK_POLICY,
     OWNED,
@@ -289,8 +288,7 @@ async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(
                 return (decision["to"], decision["reason"], decision["target"]) == (3, "QueueAboveTarget", 4)
 
             await eventually("status tells the decision", told)
-            events = [e for e in await cluster.kube.list(EVENT, cluster.namespace) if e["reason"] == "ScaledUp"]
-            assert "QueueDepth=" in events[0]["message"]
+            assert "QueueDepth=" in await cluster.event("ScaledUp")
 
             pods.load["127.0.0.30"], pods.waiting["decode"] = 0, 0.0
             pods.silent = {"127.0.0.30"}

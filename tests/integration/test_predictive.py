@@ -18,7 +18,7 @@ from tests.integration.operator_process import Cluster, Pods, eventually, operat
 from tests.ports import free_port
 
 from disagg_operator.autoscaling.records import state_store
-from disagg_operator.kube.resources import CONFIG_MAP, EVENT
+from disagg_operator.kube.resources import CONFIG_MAP
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
@@ -106,8 +106,7 @@ async def test_arrivals_drive_both_pools_and_the_decision_explains_itself(
         assert pool["scaling"]["wanted"] >= found["to"]
         assert pool["scaling"]["needed"] >= 3
         assert (await cluster.replicas("prefill"))[0] <= 2  # 0.6 of a worker
-        events = [e["message"] for e in await cluster.kube.list(EVENT, cluster.namespace) if e["reason"] == "ScaledUp"]
-        assert any("decode: " in m and "workers of work expected" in m for m in events)
+        assert "workers of work expected" in await cluster.event("ScaledUp", "decode: ")
         async with httpx.AsyncClient(trust_env=False) as http:
             url = f"http://127.0.0.1:{running.port}"
             metrics = (await http.get(f"{url}/metrics")).text

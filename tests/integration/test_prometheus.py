@@ -92,7 +92,7 @@ async def prometheus(
 
 @pytest.fixture
 async def door() -> AsyncIterator[PrometheusDoor]:
-    found = PrometheusDoor(timeout_s=2.0)
+    found = PrometheusDoor(timeout_s=30.0)
     yield found
     await found.close()
 

@@ -26,7 +26,7 @@ from tests.integration.test_prometheus import prometheus
 from tests.ports import free_port
 
 from disagg_operator.autoscaling.records import state_store
-from disagg_operator.kube.resources import CONFIG_MAP, DEPLOYMENT, DISAGG_SCALER, EVENT, POD, Resource
+from disagg_operator.kube.resources import CONFIG_MAP, DEPLOYMENT, DISAGG_SCALER, POD, Resource
 from disagg_operator.vocabulary import Obj
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
@@ -215,8 +215,7 @@ async def test_a_shadow_recommends_and_an_active_one_scales(
             return min(sizes) >= 3
 
         await eventually("both targets are scaled", scaled)
-        events = await cluster.kube.list(EVENT, cluster.namespace, fields="involvedObject.kind=DisaggScaler")
-        assert "ScaledUp" in {event["reason"] for event in events}
+        await cluster.event("ScaledUp", fields="involvedObject.kind=DisaggScaler")
         await explained(server, process, cluster)
         await objectives_that_cannot_be_met_are_told(cluster, fleet)
         await the_series_of_disagg_are_read_too(cluster, fleet)
@@ -230,12 +229,7 @@ async def objectives_that_cannot_be_met_are_told(cluster: Cluster, fleet: Fleet)
     await is_true(cluster, "ObjectivesFeasible", "ObjectivesInfeasible", "False")
     assert "decode: 0.001 s per token can't be met" in (await condition(cluster, "ObjectivesFeasible"))["message"]
     await is_true(cluster, "Ready", "Scaling")  # for what can be met
-
-    async def told() -> bool:
-        events = await cluster.kube.list(EVENT, cluster.namespace, fields="involvedObject.kind=DisaggScaler")
-        return "ObjectivesInfeasible" in {event["reason"] for event in events}
-
-    await eventually("an event tells of it", told)
+    await cluster.event("ObjectivesInfeasible", fields="involvedObject.kind=DisaggScaler")
 
 
 async def the_series_of_disagg_are_read_too(cluster: Cluster, fleet: Fleet) -> None:

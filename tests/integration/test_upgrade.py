@@ -143,7 +143,11 @@ async def test_an_upgrade_of_0_1_0_changes_no_pod_and_moves_on_request(upgraded:
         assert await templates(kube) == before
         listed = shell.run(list_updates)
         assert re.search(r"default +chat +.*worker worker:0.1.0 -> worker:0.2.0", listed), listed
-        assert "chat" in await told(kube, "RuntimeUpdateAvailable")
+
+        async def chat_is_told() -> bool:
+            return "chat" in await told(kube, "RuntimeUpdateAvailable")
+
+        await eventually("chat is told of it", chat_is_told)
 
         # An edit rolls the pods, but keeps their runtime.
         await cluster.apply_resource("chat", **resource(NAMES[0])["spec"], engine={"dtype": "float32"})
