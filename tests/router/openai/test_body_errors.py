@@ -30,7 +30,7 @@ def test_each_refusal_has_an_answer(refusal: Refusal, status: int, code: str, re
 
 def test_the_limits_are_those_of_the_settings() -> None:
     settings = Settings(
-        model_name="m", cluster_key_file=Path("k"), membership="file:m", max_body_bytes=2048, max_bodies_bytes=4096
+        model_name="m", cluster_key_file=Path("k"), membership="file:///m", max_body_bytes=2048, max_bodies_bytes=4096
     )
     assert limits_of(settings) == BodyLimits(2048, 4096, 60.0)
 
