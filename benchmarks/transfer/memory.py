@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from disagg_worker.values.kv_blocks import InMemory, KvBlocks, Region
+from disagg_worker.values.kv_blocks import KvBlocks, Region
 from disagg_worker.values.layouts import KvLayout
 
 # Llama 3.1 8B in bfloat16, with blocks of the default size.
@@ -16,7 +16,7 @@ TOKENS = 4096
 PREFILL = "prefill/boot"
 
 
-class Memory(InMemory):
+class Memory:
     """Implements contract.Reservation and kv_blocks.KvCache, block-major as the cache is."""
 
     layout = LAYOUT
@@ -42,6 +42,9 @@ class Memory(InMemory):
 
     def reading(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
         return nullcontext(self._views(layer, ids))
+
+    def writing(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
+        return self.reading(layer, ids)
 
     def blocks(self, first: int, n: int) -> KvBlocks:
         return KvBlocks(self, range(first, first + n))

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, Vali
 
 from disagg_operator.policy import Policy
 from disagg_wire.environment import OperatorVariable, variable_of
+from disagg_wire.ports import OPERATOR_HEALTH_PORT
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
@@ -81,7 +82,7 @@ class OperatorSettings(BaseModel):
         description="IP address on which health checks, metrics and decision records are served.",
     )
     health_port: int = Field(
-        8081,
+        OPERATOR_HEALTH_PORT,
         ge=0,
         le=65_535,
         description="TCP port on which health checks, metrics and decision records are served. If 0, the kernel "

@@ -8,6 +8,7 @@ import socket
 from typing import Any
 
 import pytest
+from tests.fakes.kv_memory import KvMemory
 from tests.releases.recorded import RELEASE, load
 
 from disagg_protocol.events import ErrorEvent, TokenEvent
@@ -17,30 +18,19 @@ from disagg_worker.transfer.listener import KvListener, Session
 from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sender import TcpKvSender, TransferDone
 from disagg_worker.transfer.sender_timeouts import SenderTimeouts
-from disagg_worker.values.kv_blocks import InMemory, KvBlocks
 from disagg_worker.values.layouts import KvLayout
 
 KEY = b"k" * 32
 TRANSFERS = ("whole", "slow", "given-up", "unannounced")
 
 
-class _Memory(InMemory):
+class _Memory(KvMemory):
     """The blocks of one sequence."""
 
     held_blocks = 0
 
     def __init__(self, layout: KvLayout, n_blocks: int) -> None:
-        self.bytes = bytearray((bytes(range(251)) * 20)[: layout.layers * n_blocks * layout.layer_block_bytes])
-        self.n_blocks = n_blocks
-        self.layout = layout
-
-    def view(self, layer: int, block: int) -> memoryview:
-        size = self.layout.layer_block_bytes
-        start = (block * self.layout.layers + layer) * size
-        return memoryview(self.bytes)[start : start + size]
-
-    def blocks(self, first: int, n: int) -> KvBlocks:
-        return KvBlocks(self, range(first, first + n))
+        super().__init__(layout, n_blocks, bytes(range(251)))
 
     def written_in_region(self) -> None:
         raise AssertionError("only NIXL writes in the region")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from tests.fakes.token_worker import TokenWorker
 from tests.router.stack import MODEL, Stack
 
 from disagg_router.openai import app
-from disagg_router.openai.request_body import Bodies
 from disagg_router.text.tokenizer import Text
+from disagg_wire.request_bodies import BodyLimits, Refusal, RequestBodies
 
 pytestmark = pytest.mark.slow
 PLAIN: dict[str, Any] = {"model": MODEL, "prompt": "hello", "max_tokens": 2, "temperature": 0}
@@ -43,13 +43,13 @@ async def status(stack: Stack, size: int) -> tuple[int, str | None]:
 
 
 async def test_bodies_on_their_way_have_a_limit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Bodies] = []
+    made: list[RequestBodies] = []
 
-    def note(*limits: int) -> Bodies:
-        made.append(Bodies(*limits))
+    def note(limits: BodyLimits, error_of: Callable[[Refusal, BodyLimits], Exception]) -> RequestBodies:
+        made.append(RequestBodies(limits, error_of))
         return made[-1]
 
-    monkeypatch.setattr(app, "Bodies", note)
+    monkeypatch.setattr(app, "RequestBodies", note)
     async with Stack(tmp_path, TokenWorker("d0", "decode"), max_bodies_bytes=100_000) as stack:
         [bodies] = made
         assert await status(stack, 900) == (200, None)

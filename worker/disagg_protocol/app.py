@@ -15,11 +15,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from disagg_protocol import bodies
+from disagg_protocol import bodies, body_errors
 from disagg_protocol.endpoint import Endpoint, OtherModel, RoleChanging
 from disagg_protocol.errors import InvalidInput, NoCapacity
 from disagg_protocol.event_stream import SERVER_SEND, NdjsonResponse
-from disagg_protocol.request_bodies import RequestBodies
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import TicketError, token_hash, verify
 from disagg_wire import codes
@@ -41,6 +40,7 @@ from disagg_wire.protocol import (
     STARTING,
     TOKENIZER_PATH,
 )
+from disagg_wire.request_bodies import RequestBodies
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def _work_endpoint(
         worker.enter()
         job = None
         try:
-            async with pending.read(request) as body:
+            async with pending.read(request.stream()) as body:
                 job = await start(worker, body)
         except bodies.PromptTooLong as error:
             return _error(413, codes.PROMPT_TOO_LONG, str(error))
@@ -140,7 +140,7 @@ async def _order(
     if not worker.authorized(request):
         return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
     try:
-        async with pending.read(request) as body:
+        async with pending.read(request.stream()) as body:
             order = parse(body)
     except bodies.BadRequest as error:
         return _error(400, codes.INVALID_REQUEST, str(error))
@@ -194,7 +194,7 @@ def _room_endpoint(worker: Endpoint, pending: RequestBodies) -> Callable[[Reques
         if not worker.serving:
             return _error(503, codes.STARTING, "the model is still loading", retryable=True)
         try:
-            async with pending.read(request) as body:
+            async with pending.read(request.stream()) as body:
                 room = bodies.parse_room(body)
         except bodies.BadRequest as error:
             return _error(400, codes.INVALID_REQUEST, str(error))
@@ -210,7 +210,7 @@ def _room_endpoint(worker: Endpoint, pending: RequestBodies) -> Callable[[Reques
 
 def create_app(worker: Endpoint, more: Sequence[Route] = ()) -> Starlette:
     """Return the worker's ASGI application, which serves `more` beside the calls of all workers."""
-    pending = RequestBodies()
+    pending = RequestBodies(body_errors.LIMITS, body_errors.error_of)
 
     async def healthz(request: Request) -> Response:
         if worker.failed:

@@ -6,40 +6,26 @@ could use up memory and descriptors.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from disagg_wire.connection_guard import ConnectionGuard, Port
+from disagg_wire.connection_events import GuardedConnection
+from disagg_wire.connection_guard import Port
 from disagg_wire.http_framing import framing_problem
 
 # The key of a scope under which the connection's transport is.
 TRANSPORT = "disagg.transport"
 
 
-class _PatientProtocol(HttpToolsProtocol):
-    """A connection that tells its guard what happens on it.
+class _PatientProtocol(GuardedConnection, HttpToolsProtocol):
+    """A connection that tells its guard how far a request has come.
 
     Its parser is strict by itself. Bodies in chunks are refused: no client of a worker sends one,
     and what else stands between the chunks is not shown.
     """
-
-    port: Port
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._guard = ConnectionGuard(self.port, self.loop)
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
-        super().connection_made(transport)
-        self._guard.made(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._guard.lost()
-        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -60,18 +46,6 @@ class _PatientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._guard.request_came()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._guard.answered()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._guard.paused()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._guard.resumed()
 
 
 def guarded(app: ASGIApp, connections: Port, shutdown_s: int, **options: Any) -> uvicorn.Config:

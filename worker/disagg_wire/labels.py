@@ -6,7 +6,6 @@ LABEL_REVISION = "disagg.dev/revision"
 # On the Services of the pools, while a canary is tried: disagg_wire.canary has its value.
 LABEL_CANARY = "disagg.dev/canary"
 LABEL_COMPONENT = "app.kubernetes.io/component"
-LABEL_SERVICE = "kubernetes.io/service-name"
 
 # The value of LABEL_COMPONENT on routers; workers carry their role.
 ROUTER = "router"

@@ -17,9 +17,9 @@ from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, POD, name_of, namespace_of
 from disagg_operator.vocabulary import Obj
+from disagg_wire.ports import OPERATOR_HEALTH_PORT
 
 _OPERATOR = "app.kubernetes.io/name=disagg-operator"
-_PORT = 8081
 _SCALER = "scaler/"
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -110,7 +110,8 @@ async def _fetch(namespace: str | None, name: str) -> str:
         # Names of resources have no underscore.
         path = f"decisions/{namespace or found.namespace}/{name.replace(_SCALER, 'scaler_', 1)}"
         pages = await asyncio.gather(
-            *(kube.pod_page(str(namespace_of(pod)), name_of(pod), _PORT, path) for pod in pods), return_exceptions=True
+            *(kube.pod_page(str(namespace_of(pod)), name_of(pod), OPERATOR_HEALTH_PORT, path) for pod in pods),
+            return_exceptions=True,
         )
     finally:
         await kube.close()

@@ -19,7 +19,6 @@ from typing import Any
 
 from disagg_operator.desired.pool_marks import (
     AUTOSCALED,
-    DECLARED_ANNOTATION,
     SUSPENDED,
     ZERO,
     Mark,
@@ -31,7 +30,6 @@ from disagg_operator.desired.pool_marks import (
 from disagg_operator.vocabulary import FIELD_MANAGER, Obj
 from disagg_wire.roles import ROLES
 
-DECLARED = DECLARED_ANNOTATION
 OWNER_SPEC = "spec"
 OWNER_AUTOSCALER = "autoscaler"
 OWNER_ZERO = "scaleToZero"

@@ -201,14 +201,6 @@ class ModelShape:
     # ---- arithmetic ----
 
     @property
-    def token_flops(self) -> float:
-        """The FLOP of one token in the matrices.
-
-        They are a multiplication and an addition for each active parameter.
-        """
-        return 2 * self.active_parameters
-
-    @property
     def pair_flops(self) -> float:
         """The FLOP of one token that attends to one earlier token in prefill, in all layers.
 

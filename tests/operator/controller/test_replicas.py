@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from disagg_operator.controller.replicas import DECLARED, Declared, Replicas, decide, scale_owner
+from disagg_operator.controller.replicas import Declared, Replicas, decide, scale_owner
+from disagg_operator.desired.pool_marks import DECLARED_ANNOTATION
 
 
 def pool(replicas: int | None, declared: str | None = None, scaled_by: str | None = None) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def pool(replicas: int | None, declared: str | None = None, scaled_by: str | Non
         fields: dict[str, Any] = {"f:spec": {"f:replicas": {}}}
         managed.append({"manager": scaled_by, "time": "2026-01-02T00:00:00Z", "fieldsV1": fields})
     return {
-        "metadata": {"annotations": {DECLARED: declared} if declared else {}, "managedFields": managed},
+        "metadata": {"annotations": {DECLARED_ANNOTATION: declared} if declared else {}, "managedFields": managed},
         "spec": {} if replicas is None else {"replicas": replicas},
     }
 

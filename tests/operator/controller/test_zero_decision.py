@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_operator.controller.replicas import DECLARED, Declared, Replicas, ZeroOrder, decide_both
-from disagg_operator.desired.pool_marks import at_zero, leaves_zero
+from disagg_operator.controller.replicas import Declared, Replicas, ZeroOrder, decide_both
+from disagg_operator.desired.pool_marks import DECLARED_ANNOTATION, at_zero, leaves_zero
 
 FIXED = {"prefill": Declared(2), "decode": Declared(3)}
 SCALED = {"prefill": Declared(bounds=(1, 4)), "decode": Declared(bounds=(2, 8))}
@@ -24,7 +24,7 @@ NOBODY: Mapping[str, int | None] = {"prefill": None, "decode": None}
 
 
 def pool(replicas: int, mark: str | None) -> dict[str, Any]:
-    return {"metadata": {"annotations": {DECLARED: mark} if mark else {}}, "spec": {"replicas": replicas}}
+    return {"metadata": {"annotations": {DECLARED_ANNOTATION: mark} if mark else {}}, "spec": {"replicas": replicas}}
 
 
 def pools(prefill: tuple[int, str | None], decode: tuple[int, str | None]) -> dict[str, Any]:

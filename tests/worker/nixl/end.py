@@ -16,6 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from tests.fakes.kv_memory import KvMemory
 from tests.worker.transfer.rig import KEY
 
 from disagg_protocol.events import TokenEvent
@@ -31,7 +32,7 @@ from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sender import TransferDone
 from disagg_worker.transfer.sender_timeouts import SenderTimeouts
 from disagg_worker.transfer.writes import NixlKvSender
-from disagg_worker.values.kv_blocks import InMemory, KvBlocks, Region
+from disagg_worker.values.kv_blocks import KvBlocks
 from disagg_worker.values.layouts import KvLayout
 
 LAYOUT = KvLayout(layers=4, kv_heads=4, head_dim=64, block_size_tokens=16, dtype="bfloat16", itemsize_bytes=2)
@@ -41,24 +42,16 @@ PREFILL = "prefill/boot"
 _WAIT_S = 120.0
 
 
-class Cache(InMemory):
-    """Implements kv_blocks.KvCache in ordinary memory."""
-
-    layout = LAYOUT
+class Cache(KvMemory):
+    """A cache with other bytes for each seed."""
 
     def __init__(self, seed: int) -> None:
-        self.array = np.random.default_rng(seed).integers(0, 256, BLOCKS * BLOCK_BYTES, dtype=np.uint8)
-        self.region = Region(self.array.ctypes.data, BLOCK_BYTES, BLOCKS)
-        self._bytes = self.array.data
-
-    def view(self, layer: int, block: int) -> memoryview:
-        start = (block * LAYOUT.layers + layer) * LAYOUT.layer_block_bytes
-        return self._bytes[start : start + LAYOUT.layer_block_bytes]
+        super().__init__(LAYOUT, BLOCKS, np.random.default_rng(seed).bytes(BLOCKS * BLOCK_BYTES))
 
     def digest(self, ids: list[int]) -> str:
         found = hashlib.sha256()
         for block in ids:
-            found.update(self._bytes[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])
+            found.update(self.bytes[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])
         return found.hexdigest()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,10 +16,9 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from tests.worker.server.rig import KEY, body, make_settings, prompt, running, serve, tokens_of
 
-from disagg_protocol import request_bodies
+from disagg_protocol import body_errors
 from disagg_protocol.bodies import Line
 from disagg_protocol.event_stream import NdjsonResponse
-from disagg_protocol.request_bodies import MAX_BODY_BYTES
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.server.worker import Worker
 
@@ -215,7 +215,7 @@ async def test_a_body_over_the_limit_is_refused_without_being_parsed(tiny: Path)
     async with running("both", tiny) as one:
 
         async def endless() -> AsyncIterator[bytes]:
-            for _ in range(MAX_BODY_BYTES // (1 << 20) + 1):
+            for _ in range(body_errors.LIMITS.bytes_each // (1 << 20) + 1):
                 yield b" " * (1 << 20)
 
         answer = await one.http.post("/internal/v1/decode", content=endless())
@@ -225,7 +225,7 @@ async def test_a_body_over_the_limit_is_refused_without_being_parsed(tiny: Path)
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_bodies, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(body_errors, "LIMITS", replace(body_errors.LIMITS, seconds_each=0.2))
     async with running("both", tiny) as one:
         reader, writer = await asyncio.open_connection(one.http.base_url.host, one.http.base_url.port)
         auth = one.http.headers["authorization"]
@@ -237,7 +237,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(tiny: Path, monkeypat
 
 
 async def test_bodies_are_bounded_together(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_bodies, "MAX_BODIES_BYTES", 100_000)
+    monkeypatch.setattr(body_errors, "LIMITS", replace(body_errors.LIMITS, bytes_together=100_000))
     async with running("both", tiny) as one:
         url, auth = one.http.base_url, one.http.headers["authorization"]
         _, writer = await asyncio.open_connection(url.host, url.port)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.fakes.kv_memory import KvMemory
+
 from disagg_protocol.events import TokenEvent
 from disagg_protocol.ticket import Ticket, begin_proof, sign, token_hash
 from disagg_worker.transfer.frame_socket import FrameSocket, parse_json
@@ -20,7 +22,7 @@ from disagg_worker.transfer.frames import FrameType, Header, encode_header
 from disagg_worker.transfer.listener import KvListener, Session
 from disagg_worker.transfer.manifest import Digest, commit_payload
 from disagg_worker.transfer.received import Received
-from disagg_worker.values.kv_blocks import InMemory, KvBlocks
+from disagg_worker.values.kv_blocks import KvBlocks
 from disagg_worker.values.layouts import KvLayout
 
 KEY = b"k" * 32
@@ -39,30 +41,14 @@ def until(what: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-class Memory(InMemory):
-    """Implements contract.Reservation and kv_blocks.KvCache: the blocks of one sequence, as an
-    engine would hold them.
-    """
+class Memory(KvMemory):
+    """Implements contract.Reservation: the blocks of one sequence, as an engine would hold them."""
 
-    layout = LAYOUT
     held_blocks = 0
 
-    def __init__(self, n_blocks: int = BLOCKS, fill: bytes = b"") -> None:
-        size = LAYOUT.layers * n_blocks * LAYOUT.layer_block_bytes
-        self.bytes = bytearray((fill * (size // len(fill) + 1))[:size] if fill else size)
-        self._n_blocks = n_blocks
+    def __init__(self, n_blocks: int = BLOCKS, fill: bytes = b"\0") -> None:
+        super().__init__(LAYOUT, n_blocks, fill)
         self.released: queue.SimpleQueue[bool] = queue.SimpleQueue()
-
-    @property
-    def n_blocks(self) -> int:
-        return self._n_blocks
-
-    def view(self, layer: int, block: int) -> memoryview:
-        start = (block * LAYOUT.layers + layer) * LAYOUT.layer_block_bytes
-        return memoryview(self.bytes)[start : start + LAYOUT.layer_block_bytes]
-
-    def blocks(self, first: int, n: int) -> KvBlocks:
-        return KvBlocks(self, range(first, first + n))
 
     def written_in_region(self) -> None:
         raise AssertionError("only NIXL writes in the region")
@@ -186,15 +172,8 @@ def layer_blocks() -> KvBlocks:
 
 def big_block(size_bytes: int) -> KvBlocks:
     """Return a block of which one layer has so many bytes, all of them 0."""
-
-    class Big(Memory):
-        layout = dataclasses.replace(LAYOUT, head_dim=size_bytes // LAYOUT.layer_block_bytes * LAYOUT.head_dim)
-
-        def view(self, layer: int, block: int) -> memoryview:
-            return memoryview(content)
-
-    content = bytearray(size_bytes)
-    return Big().blocks(0, 1)
+    layout = dataclasses.replace(LAYOUT, head_dim=size_bytes // LAYOUT.layer_block_bytes * LAYOUT.head_dim)
+    return KvMemory(layout, 1).blocks(0, 1)
 
 
 def layer_payload(layer: int) -> list[memoryview]:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import threading
 
 import pytest
+from tests.fakes.kv_memory import KvMemory
 
 from disagg_protocol.events import CANCELLED, TokenEvent
 from disagg_worker.transfer.outbox import Commit, Outbox, Part
-from disagg_worker.values.kv_blocks import InMemory, KvBlocks
+from disagg_worker.values.kv_blocks import KvBlocks
 from disagg_worker.values.layouts import KvLayout
 
 
-class _Cache(InMemory):
-    """A cache whose blocks have ten bytes a layer."""
-
-    layout = KvLayout(layers=9, kv_heads=1, head_dim=5, block_size_tokens=1, dtype="uint8", itemsize_bytes=1)
-
-
 def blocks(n: int) -> KvBlocks:
-    return KvBlocks(_Cache(), range(n))
+    """Return blocks that have ten bytes a layer."""
+    layout = KvLayout(layers=9, kv_heads=1, head_dim=5, block_size_tokens=1, dtype="uint8", itemsize_bytes=1)
+    return KvMemory(layout, n).blocks(0, n)
 
 
 END = Commit(TokenEvent(0, 7), 1.0)

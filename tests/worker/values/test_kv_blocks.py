@@ -1,28 +1,22 @@
-"""Tests of blocks by number, whose bytes a cache in ordinary memory shows in place."""
+"""Tests of blocks by number, whose bytes a cache shows."""
 
 from __future__ import annotations
 
 import pytest
+from tests.fakes.kv_memory import KvMemory
 
-from disagg_worker.values.kv_blocks import InMemory, KvBlocks, Region
+from disagg_worker.values.kv_blocks import KvBlocks, Region
 from disagg_worker.values.layouts import KvLayout
 
 
-class Cache(InMemory):
-    """A cache of ten blocks with three layers of two bytes."""
-
+def cache() -> KvMemory:
+    """Return a cache of ten blocks with three layers of two bytes."""
     layout = KvLayout(layers=3, kv_heads=1, head_dim=1, block_size_tokens=1, dtype="uint8", itemsize_bytes=1)
-
-    def __init__(self) -> None:
-        self.bytes = bytearray(60)
-
-    def view(self, layer: int, block: int) -> memoryview:
-        start = (3 * block + layer) * 2
-        return memoryview(self.bytes)[start : start + 2]
+    return KvMemory(layout, 10)
 
 
 def test_what_is_written_is_read_in_the_order_of_the_sequence() -> None:
-    blocks = KvBlocks(Cache(), [7, 2, 5])
+    blocks = KvBlocks(cache(), [7, 2, 5])
     with blocks.writing(1) as views:
         for i, view in enumerate(views):
             view[:] = bytes([i, i + 10])
@@ -36,16 +30,11 @@ def test_what_is_written_is_read_in_the_order_of_the_sequence() -> None:
 
 @pytest.mark.parametrize("layer", [-1, 3])
 def test_there_is_nothing_outside_of_the_layers(layer: int) -> None:
-    blocks = KvBlocks(Cache(), [0])
+    blocks = KvBlocks(cache(), [0])
     with pytest.raises(IndexError):
         blocks.reading(layer)
     with pytest.raises(IndexError):
         blocks.writing(layer)
-
-
-def test_a_cache_says_itself_where_its_bytes_are() -> None:
-    with pytest.raises(NotImplementedError):
-        InMemory().view(0, 0)
 
 
 def test_a_block_is_one_piece_of_its_region() -> None:
@@ -54,7 +43,7 @@ def test_a_block_is_one_piece_of_its_region() -> None:
 
 
 def test_blocks_have_the_views_of_their_cache_in_order() -> None:
-    memory = Cache()
+    memory = cache()
     memory.bytes[:] = bytes(range(60))
     blocks = KvBlocks(memory, (2, 0, 1))
     assert blocks.views(1) == [memory.view(1, block) for block in (2, 0, 1)]

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from disagg_router.dispatch.dispatcher import ModelReplaced
 from disagg_router.errors import ApiError
-from disagg_router.openai import outcomes, schema
+from disagg_router.openai import body_errors, outcomes, schema
 from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
 from disagg_router.openai.body import loads
@@ -32,11 +32,11 @@ from disagg_router.openai.openapi import OPENAPI_PATH, document
 from disagg_router.openai.planner import Planner
 from disagg_router.openai.pumped_response import while_connected
 from disagg_router.openai.relay import relayed
-from disagg_router.openai.request_body import Bodies
 from disagg_router.openai.streaming import SseResponse, merge
 from disagg_router.router import Router
 from disagg_wire import series
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
+from disagg_wire.request_bodies import RequestBodies
 from disagg_wire.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Api:
         self._router = router
         self._keys = ApiKeys(router.settings)
         self._names = ModelNames(router)
-        self._bodies = Bodies(router.settings.max_body_bytes, router.settings.max_bodies_bytes)
+        self._bodies = RequestBodies(body_errors.limits_of(router.settings), body_errors.error_of)
         self._planner = Planner(router.settings.max_attempts, router.settings.max_bodies_bytes)
         self._openapi = document(VERSION, keys=self._keys.required)
         self._bearer = router.settings.bearer().encode()
@@ -120,7 +120,8 @@ class Api:
     async def _answer(self, request: Request, kind: type[schema.RequestT], *, chat: bool) -> Response:
         arrived_s = time.monotonic()
         self._authenticate(request)
-        async with self._bodies.read(request) as body:
+        announced = request.headers.get("content-length", "")
+        async with self._bodies.read(request.stream(), announced) as body:
             upstream = self._router.upstream
             if upstream is not None and upstream.takes(request.headers):
                 return await relayed(self._router, upstream, request, body, arrived_s)

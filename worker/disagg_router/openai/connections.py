@@ -15,6 +15,7 @@ import h11
 from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from disagg_wire.connection_events import GuardedConnection
 from disagg_wire.connection_guard import ConnectionGuard, Port
 from disagg_wire.http_framing import chunk_problem, framing_problem, head_problem
 
@@ -76,40 +77,22 @@ class _StrictConnection(h11.Connection):
         return event
 
 
-class _GuardedConnection(H11Protocol):
-    """A connection that tells its guard what happens on it."""
+class _ClientConnection(GuardedConnection, H11Protocol):
+    """A connection whose parser tells its guard how far a request has come."""
 
     port: ApiPort
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._guard = ConnectionGuard(self.port, self.loop)
         self.conn = _StrictConnection(self.port, self._guard)
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
-        super().connection_made(transport)
-        self._guard.made(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._guard.lost()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._guard.paused()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._guard.resumed()
 
     def on_response_complete(self) -> None:
         if self.port.closing and self.conn.our_state is h11.DONE:  # Its head was sent before.
             self.transport.close()
         super().on_response_complete()
-        self._guard.answered()
 
 
 def connection_class(port: ApiPort) -> type[H11Protocol]:
     """Return the class of the connections of a port."""
     members: dict[str, Any] = {"port": port}
-    return type("GuardedConnection", (_GuardedConnection,), members)
+    return type("ClientConnection", (_ClientConnection,), members)

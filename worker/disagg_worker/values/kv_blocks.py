@@ -6,7 +6,7 @@ The region may be that of a device, which no memoryview shows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,23 +52,6 @@ class KvCache(Protocol):
         """Give room for the bytes of one layer of these blocks. They are in the cache when the
         context has ended well; what comes after it sees them. Raises TimeoutError.
         """
-
-
-class InMemory:
-    """What a KvCache in ordinary memory has in common: its bytes are those of its blocks."""
-
-    region: Region
-    """Set where other processes write."""
-
-    def view(self, layer: int, block: int) -> memoryview:
-        """Return the bytes of one layer of a block."""
-        raise NotImplementedError
-
-    def reading(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
-        return nullcontext([self.view(layer, block) for block in ids])
-
-    def writing(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
-        return self.reading(layer, ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from disagg_operator.autoscaling.policy.decision import (
 from disagg_operator.autoscaling.policy.guard import PARTIAL_METRICS, reason_of
 from disagg_operator.autoscaling.policy.predictive import Settings
 from disagg_operator.autoscaling.records.decision_records import Step
-from disagg_wire.roles import DECODE, PREFILL, ROLES
+from disagg_wire.roles import ROLES, other_role
 
 _WHY = {
     METRICS_UNAVAILABLE: "metrics are missing, and nothing is scaled down without them",
@@ -95,7 +95,7 @@ def _shares(step: Step, settings: Settings, pool: str) -> str:
     asked, got = step.targets.numbers.get(f"{pool}_asked"), step.decided[pool]
     if asked is None or asked == got or step.targets.limits.get(pool) not in (GPU_BUDGET, RATIO, CLUSTER_CAPACITY):
         return ""
-    other = PREFILL if pool == DECODE else DECODE
+    other = other_role(pool)
     rest = step.decided.get(other, step.observation.pods(other).replicas)
     out = f"asks for {asked:.0f} and gets {got}; {other} gets {rest}"
     if settings.gpu_budget is not None:

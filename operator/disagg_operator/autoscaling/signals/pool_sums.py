@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Protocol
 
+from disagg_operator.autoscaling.policy.observation import YOUNG_S
 from disagg_operator.autoscaling.signals.samples import Sample
 
 Answers = Mapping[str, Sample | None]  # by pod that should answer
-_YOUNG_S = 60.0
 
 
 class Before(Protocol):
@@ -32,7 +32,7 @@ class PoolSums:
         self._interval_s = interval_s
         self._expected = len(answers)
         self._heard = {pod: sample for pod, sample in answers.items() if sample is not None}
-        self._old = {pod: s for pod, s in self._heard.items() if now_s - before.seen_s.get(pod, now_s) >= _YOUNG_S}
+        self._old = {pod: s for pod, s in self._heard.items() if now_s - before.seen_s.get(pod, now_s) >= YOUNG_S}
 
     @property
     def silent(self) -> bool:

@@ -21,7 +21,6 @@ class StaticBatch:
     """
 
     def __init__(self, n: int, widest: int, device: torch.device) -> None:
-        self._n = n
         pinned = device.type == "cuda"
         # Columns: token, position, slot, length.
         self._host = torch.zeros(4, n, dtype=torch.long, pin_memory=pinned)
