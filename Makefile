@@ -39,7 +39,7 @@ test-fast: setup ## the part that takes under three minutes
 
 test-long: setup ## properties with ten times the examples, faults at every point and at any two (three minutes of two cores)
 	@status=0; HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --timeout 3600 -m "(hypothesis or long) and not apiserver and not e2e and not engines" \
-	    --ignore tests/serving/test_liveness.py --deselect tests/router/test_fuzz.py::test_real_processes_are_none_the_worse_for_it --junitxml .cache/long.xml || status=$$?; \
+	    --ignore tests/serving/test_liveness.py --ignore tests/serving/test_links.py --deselect tests/router/test_fuzz.py::test_real_processes_are_none_the_worse_for_it --junitxml .cache/long.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/long.xml benchmarks/results/long.md "Properties with many examples, and faults at any two points" "make test-long"; \
 	  exit $$status
 
@@ -49,7 +49,7 @@ test-fuzz: setup ## 20,000 requests of all kinds to real processes: answers, mem
 	  exit $$status
 
 test-liveness: setup ## how soon silent and hanging workers are noticed, and 30 minutes in which nobody may look dead (an hour, on an idle machine)
-	@status=0; $(PY) -m pytest -q --timeout 3600 -m long tests/serving/test_liveness.py -o junit_family=xunit1 --junitxml .cache/liveness.xml || status=$$?; \
+	@status=0; $(PY) -m pytest -q --timeout 3600 -m long tests/serving/test_liveness.py tests/serving/test_links.py -o junit_family=xunit1 --junitxml .cache/liveness.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/liveness.xml benchmarks/results/liveness.md "Liveness of workers" "make test-liveness"; \
 	  exit $$status
 

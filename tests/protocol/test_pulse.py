@@ -132,6 +132,21 @@ async def test_the_process_that_beats_ends_with_the_worker_and_is_replaced_if_it
                 await asyncio.sleep(0.01)
 
 
+async def test_a_process_that_beats_and_is_stopped_alone_is_replaced() -> None:
+    async with beating() as one:
+        await one.beat()
+        os.kill(one.beats_pid, signal.SIGSTOP)
+        async with asyncio.timeout(LIMIT_S):
+            while await one.reader.read(4096):
+                pass
+            while True:
+                with contextlib.suppress(AssertionError, OSError):
+                    await one.connect()
+                    await one.beat()
+                    break
+        assert is_stopped(one.beats_pid)  # It is gone.
+
+
 async def test_a_router_that_does_not_read_holds_up_nobody_and_a_stop_does_not_wait_for_it() -> None:
     async with beating() as one:
         await one.beat()

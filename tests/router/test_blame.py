@@ -58,6 +58,20 @@ async def test_nobody_is_avoided_because_of_a_request_that_fails_alone(tmp_path:
         assert (await stack.complete()).json()["disagg"]["path"] == "remote"
 
 
+async def test_requests_that_fail_alone_take_no_retries_of_others(tmp_path: Path) -> None:
+    prefill = Failing("p0", "prefill")
+    async with Stack(tmp_path, prefill, TokenWorker("d0", "decode")) as stack:
+        stack.router.table.breaker.first_s = 30.0
+        prefill.fails, prefill.code = True, "request_failed"
+        for _ in range(4):
+            await stack.complete()
+        assert await stack.metric("disagg_router_retry_budget") == 10.0
+        prefill.code = "transfer_failed"
+        stack.router.table.breaker.first_s = 0.0
+        await stack.complete()
+        assert await stack.metric("disagg_router_retry_budget") < 10.0
+
+
 async def test_what_fails_everywhere_is_tried_nowhere_else_and_nobody_is_avoided_for_it(tmp_path: Path) -> None:
     prefill = Failing("p0", "prefill")
     async with Stack(tmp_path, prefill, TokenWorker("d0", "decode")) as stack:

@@ -39,11 +39,15 @@ MINUTES = float(os.environ.get("LIVENESS_MINUTES", "30"))
 class Load:
     """Streams that run beside each other through one router."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, prompt: int = PROMPT, tokens: int = TOKENS) -> None:
         self.router = router
+        self._prompt = prompt
+        self._tokens = tokens
         self._begun = 0
         self.pauses_s: list[float] = []
         """The longest wait for a token of each stream that has ended."""
+        self.first_s: list[float] = []
+        """The wait for the first token of each."""
         self.all_run = asyncio.Event()
 
     async def run(self, streams: int = STREAMS, limit_s: float = LIMIT_S) -> list[list[int]]:
@@ -55,9 +59,9 @@ class Load:
 
     async def _stream(self, number: int, streams: int) -> list[int]:
         (identity,) = {w.identity for w in self.router.table.workers()}
-        sampling = {"seed": number, "max_new_tokens": TOKENS, "min_tokens": TOKENS, "temperature": 1.0,
+        sampling = {"seed": number, "max_new_tokens": self._tokens, "min_tokens": self._tokens, "temperature": 1.0,
                     "stop_token_ids": []}  # fmt: skip
-        prompt = tuple(1 + (7 * number + i) % 2000 for i in range(PROMPT))
+        prompt = tuple(1 + (7 * number + i) % 2000 for i in range(self._prompt))
         state = RequestState(f"stream-{number}-{time.monotonic()}", identity, prompt, sampling, 4)
         out: list[int] = []
         last_s, pause_s = time.monotonic(), 0.0
@@ -65,6 +69,8 @@ class Load:
             async for item in items:
                 if isinstance(item, Token):
                     now_s = time.monotonic()
+                    if not out:
+                        self.first_s.append(now_s - last_s)
                     pause_s, last_s = max(pause_s, now_s - last_s), now_s
                     out.append(item.token)
                     if len(out) == 5:

@@ -32,7 +32,7 @@ def router() -> list[CollectorRegistry]:
     metrics = RouterMetrics(Objectives(1.0, 0.05))
     metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1}, lambda: {("tcp", "Proved"): 1})
     SplitMetrics(metrics.registry)
-    BreakerMetrics(metrics.registry, dict, {})
+    BreakerMetrics(metrics.registry, dict, {}, float)
     return [metrics.registry]
 
 

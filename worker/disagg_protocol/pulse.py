@@ -30,6 +30,12 @@ log = logging.getLogger(__name__)
 _LOOP_INTERVAL_S = 0.1
 # The wait after the process has ended by itself before it is started again.
 _RESTART_S = 0.5
+# A process that has sent nothing for so long is stopped or hangs, if it is still so after some
+# looks: after a stop of all processes, this one may be the first to go on.
+_STALL_S = 2.0
+_STALL_LOOKS = 5
+# The time that it has to start.
+_START_S = 30.0
 # Routers of one deployment, and those that they replace.
 _MAX_CONNECTIONS = 256
 # How often, and for how long, it is looked whether the head of an answer has been sent.
@@ -46,6 +52,7 @@ class Pulse:
         self._process: subprocess.Popen[bytes] | None = None
         self._held: dict[int, asyncio.Transport] = {}
         self._numbers = 0
+        self._stalled = 0
 
     @property
     def pid(self) -> int | None:
@@ -58,7 +65,7 @@ class Pulse:
         try:
             while True:
                 self.board.loop_runs()
-                if self._process is None or self._process.poll() is not None:
+                if self._process is None or self._process.poll() is not None or self._has_stalled(started_s):
                     self._end()
                     if time.monotonic() - started_s >= _RESTART_S:
                         started_s = time.monotonic()
@@ -67,8 +74,23 @@ class Pulse:
         finally:
             self._end()
 
+    def _has_stalled(self, started_s: float) -> bool:
+        """Return whether the process is there and does nothing."""
+        silent_s, runs_s = self.board.reader_silent_s(), time.monotonic() - started_s
+        late = silent_s > _STALL_S if silent_s < runs_s else runs_s > _START_S
+        self._stalled = self._stalled + 1 if late else 0
+        if self._stalled < _STALL_LOOKS:
+            return False
+        self._stalled = 0
+        log.warning("the process that sends beats has sent none for %.1f s: it is replaced", silent_s)
+        return True
+
     def _start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as failure:
+            log.warning("no beats are sent: %s", failure)
+            return
         with theirs:
             numbers = [str(theirs.fileno()), str(self.board.fd), str(os.getpid())]
             try:
@@ -105,14 +127,12 @@ class Pulse:
         if self._control is None or len(self._held) >= _MAX_CONNECTIONS:
             return None
         number = self._numbers = self._numbers + 1
-        fd = os.dup(transport.get_extra_info("socket").fileno())
         try:
-            socket.send_fds(self._control, [b"+%d" % number], [fd])
+            # The other process gets a descriptor of its own: a copy here would not help it.
+            socket.send_fds(self._control, [b"+%d" % number], [transport.get_extra_info("socket").fileno()])
         except OSError as failure:
             log.warning("a router gets no beats: %s", failure)
             return None
-        finally:
-            os.close(fd)
         self._held[number] = transport
         return number
 

@@ -19,7 +19,9 @@ from disagg_wire.pulse import Beat
 _STEP = struct.Struct("=Qdd")
 _COUNT = struct.Struct("=Q")
 _LOOP = struct.Struct("=d")
-_STEP_AT, _LOOP_AT, _SIZE = 8, 32, 64
+# When the reader was last heard of, which another process writes.
+_READER = struct.Struct("=d")
+_STEP_AT, _LOOP_AT, _READER_AT, _SIZE = 8, 32, 40, 64
 _READS = 100
 
 
@@ -52,6 +54,14 @@ class PulseBoard:
     def loop_runs(self) -> None:
         """Note that the event loop runs."""
         _LOOP.pack_into(self._page, _LOOP_AT, time.monotonic())
+
+    def reader_runs(self) -> None:
+        """Note that the process that reads runs."""
+        _READER.pack_into(self._page, _READER_AT, time.monotonic())
+
+    def reader_silent_s(self) -> float:
+        """Return how long ago it was last heard of."""
+        return max(0.0, time.monotonic() - float(_READER.unpack_from(self._page, _READER_AT)[0]))
 
     def beat(self) -> Beat:
         """Return what is written now."""

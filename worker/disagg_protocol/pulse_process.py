@@ -79,6 +79,7 @@ def serve(control: socket.socket, board: PulseBoard, worker: int) -> None:
             message, fds, _, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, 1)
         except TimeoutError:
             due_s = max(due_s + INTERVAL_S, time.monotonic())
+            board.reader_runs()
             if not is_stopped(worker):
                 sender.send(chunk(board.beat().line()))
             continue

@@ -11,6 +11,9 @@ from typing import Any
 
 from disagg_wire import codes
 
+# The reason of an attempt for which this process had no descriptor or no memory.
+ROUTER_EXHAUSTED = "router_exhausted"
+
 
 class ApiError(Exception):
     """An error that is the answer to the client. `retry_after_s` is sent as Retry-After."""

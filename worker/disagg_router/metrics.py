@@ -56,14 +56,19 @@ class _Live(Collector):
 
 class BreakerMetrics(Collector):
     """The breakers of workers and pairs, as they are at scrape time: `counts` by kind and state,
-    and `changes` so far by kind and new state.
+    and `changes` so far by kind and new state; and the `budget` of retries.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, counts: BreakerCounts, changes: Mapping[tuple[str, str], int]
+        self,
+        registry: CollectorRegistry,
+        counts: BreakerCounts,
+        changes: Mapping[tuple[str, str], int],
+        budget: Callable[[], float],
     ) -> None:
         self._counts = counts
         self._changes = changes
+        self._budget = budget
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -77,6 +82,11 @@ class BreakerMetrics(Collector):
                 so_far.add_metric([kind, state], self._changes.get((kind, state), 0))
         yield now
         yield so_far
+        yield GaugeMetricFamily(
+            series.ROUTER_RETRY_BUDGET,
+            "Further attempts that may be made at once; below 0, how many wait",
+            value=self._budget(),
+        )
 
 
 class SplitMetrics:

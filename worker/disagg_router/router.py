@@ -68,8 +68,11 @@ class Router:
         )  # fmt: skip
         self.upstream: Upstream | None = upstream_of(settings)
         self.split = SplitMetrics(self.metrics.registry)
-        breaker = self.table.breaker
-        BreakerMetrics(self.metrics.registry, lambda: breaker.counts(time.monotonic()), breaker.changes)
+        breaker, retries = self.table.breaker, self.dispatcher.retries
+        BreakerMetrics(
+            self.metrics.registry, lambda: breaker.counts(time.monotonic()), breaker.changes,
+            lambda: retries.left(time.monotonic()),
+        )  # fmt: skip
         self.handshakes = Handshakes(self.dispatcher, self.table)
         # By then, also a hang before the second token has shown.
         self.tally = CanaryTally(settings.first_token_timeout_s + settings.stall_timeout_s)

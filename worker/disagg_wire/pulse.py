@@ -7,12 +7,13 @@ says how far both have come.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 
 # The seconds between two beats.
 INTERVAL_S = 0.25
 _MAX_BYTES = 1024
+# Thirty years: a step that hangs may have begun long ago.
+_MAX_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,10 @@ def parse(line: bytes) -> Beat:
     """Return the beat of a line. Raises ValueError. Fields that are not known are ignored."""
     if len(line) > _MAX_BYTES:
         raise ValueError("beat: too long")
-    content = json.loads(line)
+    try:
+        content = json.loads(line)
+    except RecursionError:
+        raise ValueError("beat: too deep") from None
     if not isinstance(content, dict):
         raise ValueError("beat: no object")
     steps, step_s = content.get("steps"), content.get("step_s")
@@ -57,6 +61,7 @@ def parse(line: bytes) -> Beat:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+    # A comparison, unlike a conversion, bears integers beyond every float. NaN is not in the range.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_S:
         raise ValueError("beat: no duration")
     return float(value)

@@ -49,3 +49,16 @@ def test_requests_of_long_ago_allow_nothing_any_more() -> None:
     for _ in range(1000):
         budget.arrived(0.0)
     assert budget.wait_s(1000.0) == 1.0
+
+
+def test_a_place_that_is_given_back_is_there_for_others_and_never_more_than_the_burst() -> None:
+    budget = RetryBudget(share=0.0, least_per_s=1.0, burst=2.0)
+    waits = [budget.wait_s(0.0) for _ in range(4)]
+    assert waits == [0.0, 0.0, 1.0, 2.0]
+    assert budget.left(0.0) == -2.0
+    for _ in range(2):
+        budget.give_back()
+    assert budget.wait_s(0.0) == 1.0
+    for _ in range(9):
+        budget.give_back()
+    assert budget.left(0.0) == 2.0

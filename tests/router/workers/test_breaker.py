@@ -71,7 +71,7 @@ def test_what_is_half_open_is_tried_by_one_at_a_time() -> None:
     assert breaker.counts(1.0) == {("worker", "half_open"): 1}
     assert breaker.is_open("k", 1.0)
     assert breaker.probe(("k",), 2.0) == ()
-    breaker.release(("k", "other"))
+    breaker.release(("k", "other"), 1.0)
     assert not breaker.is_open("k", 2.0)
     assert breaker.probe(("k",), 2.0) == ("k",)
     breaker.succeeded("k")
@@ -94,7 +94,7 @@ def test_a_try_that_fails_opens_it_for_longer_and_one_that_never_ends_keeps_nobo
 
 @given(st.lists(st.tuples(st.sampled_from(["fail", "succeed", "probe", "release", "wait"]), st.floats(0, 5))))
 def test_never_do_two_try_at_once_and_success_always_closes(steps: list[tuple[str, float]]) -> None:
-    breaker, now_s, held_until_s = Breaker(dice=random.Random(3).random), 0.0, 0.0
+    breaker, now_s, held_until_s, probed_s = Breaker(dice=random.Random(3).random), 0.0, 0.0, 0.0
     for what, value in steps:
         if what == "fail":
             breaker.failed("k", now_s)
@@ -105,9 +105,33 @@ def test_never_do_two_try_at_once_and_success_always_closes(steps: list[tuple[st
             assert not breaker.is_open("k", now_s)
         elif what == "probe" and breaker.probe(("k",), now_s):
             assert now_s >= held_until_s
-            held_until_s = now_s + breaker.probe_s
+            held_until_s, probed_s = now_s + breaker.probe_s, now_s
             assert breaker.is_open("k", now_s)
         elif what == "release":
-            breaker.release(("k",))
+            breaker.release(("k",), probed_s)
             held_until_s = 0.0
         now_s += value
+
+
+def test_a_success_that_began_before_the_failure_closes_nothing() -> None:
+    """As that of a stream whose prompt was computed minutes ago, by a worker that is dead now."""
+    breaker = Breaker()
+    breaker.failed("k", 10.0)
+    breaker.succeeded("k", 9.0)
+    assert breaker.is_open("k", 10.5)
+    assert not breaker.is_open("k", 11.0)
+    breaker.failed("k", 11.0)
+    assert breaker.is_open("k", 12.9)
+    breaker.succeeded("k", 13.0)
+    assert breaker.counts(13.0) == {}
+
+
+def test_who_tried_for_too_long_does_not_let_others_try_beside_the_next_one() -> None:
+    breaker = Breaker()
+    breaker.failed("k", 0.0)
+    assert breaker.probe(("k",), 1.0) == ("k",)
+    assert breaker.probe(("k",), 17.0) == ("k",)
+    breaker.release(("k",), 1.0)
+    assert breaker.is_open("k", 18.0)
+    breaker.release(("k",), 17.0)
+    assert not breaker.is_open("k", 18.0)

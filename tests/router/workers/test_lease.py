@@ -90,3 +90,29 @@ def test_a_step_that_never_ends_is_seen_in_time(expected_s: float, began_s: floa
         lease.heard(Beat(1, at_s, expected_s), began_s + at_s)
     assert at_s <= LIMITS.allowance * expected_s + LIMITS.silence_s + INTERVAL_S + 1e-6
     assert not math.isinf(at_s)
+
+
+def test_who_answers_is_not_silent_although_no_beat_comes_for_a_while() -> None:
+    lease = Lease(LIMITS)
+    lease.answered(0.0)  # Nothing was heard that could be prolonged.
+    assert not lease.has_begun
+    lease.heard(Beat(1), 0.0)
+    for now_s in (1.0, 2.0, 3.0):
+        lease.answered(now_s)
+        assert lease.verdict(now_s + 1.5) == Verdict.ALIVE
+    assert lease.verdict(4.6) == Verdict.SILENT
+    lease.answered(4.6)
+    assert lease.verdict(4.7) == Verdict.SILENT  # It takes a beat ...
+    lease.heard(Beat(1), 4.7)
+    assert lease.verdict(4.7) == Verdict.ALIVE
+    assert lease.verdict(14.8) == Verdict.SILENT
+    lease.answered(14.8)  # ... unless it can send none, and is judged without.
+    assert not lease.has_begun
+    assert lease.verdict(99.0) == Verdict.ALIVE
+
+
+def test_answers_do_not_hide_that_an_engine_hangs() -> None:
+    lease = Lease(LIMITS)
+    lease.heard(Beat(1, step_s=1.6, expected_s=0.01), 0.0)
+    lease.answered(1.0)
+    assert lease.verdict(2.0) == Verdict.HUNG

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-from disagg_router.dispatch.legs import LegEnded, Legs, LegTaken
+from disagg_router.dispatch.legs import LegEnded, LegLine, Legs, LegTaken
 from disagg_router.dispatch.request_state import ProtocolViolation, RequestState, Token
 from disagg_router.dispatch.tail_times import Stage, Tails
 from disagg_router.errors import AttemptFailed, NoRoom
@@ -155,7 +155,8 @@ class Attempt:
         self._handed_over = False
         self._deferred: AttemptFailed | None = None
         self._prefilling = contextlib.ExitStack()
-        self._probed = table.breaker.probe(self._keys, time.monotonic())
+        self._began_s = time.monotonic()
+        self._probed = table.breaker.probe(self._keys, self._began_s)
         trace.prefill, trace.decode, trace.path = choice.prefill, choice.decode, _path(choice)
         trace.reason = _reason(choice)
         trace.kv_bytes, trace.transfer_s, trace.exposed_s = 0, 0.0, 0.0
@@ -185,7 +186,7 @@ class Attempt:
                 blamed = failure.blame
                 raise
             finally:
-                self._table.breaker.release(key for key in self._probed if key not in blamed)
+                self._table.breaker.release([key for key in self._probed if key not in blamed], self._began_s)
                 await self._legs.close()
                 if self._taken:
                     self._room_changed()
@@ -195,20 +196,21 @@ class Attempt:
 
     async def _step(self) -> list[Token]:
         """Handle the next event and return the tokens that are in order because of it."""
+        event: LegTaken | LegLine | LegEnded | None
         try:
             async with asyncio.timeout(self._patience_s()):
                 event = await self._legs.next()
         except TimeoutError:
+            event = await self._legs.overdue()
+        if event is None:
             if self._deferred is not None:
-                raise self._deferred from None
+                raise self._deferred
             if time.monotonic() >= self._deadline_s:
-                raise AttemptFailed(
-                    "the deadline has passed", reason=codes.DEADLINE_EXCEEDED, retryable=False
-                ) from None
+                raise AttemptFailed("the deadline has passed", reason=codes.DEADLINE_EXCEEDED, retryable=False)
             if self._stage.is_late(time.monotonic() + _TIMER_S):
                 self._late()
                 return []
-            raise AttemptFailed("no event for too long", reason="stalled", blame=self._suspect()) from None
+            raise AttemptFailed("no event for too long", reason="stalled", blame=self._suspect())
         if isinstance(event, LegEnded):
             self._leg_ended(event)
             return []
@@ -237,10 +239,11 @@ class Attempt:
         """
         prefills, now_s = self._stage.prefills, time.monotonic()
         prefill, decode, breaker = self._choice.prefill, self._choice.decode, self._table.breaker
+        known = not prefills and any(breaker.is_open(key, now_s) for key in self._legs.blame("pair"))
         elsewhere = prefill is not None and decode is not None and has_other(
             self._table.workers(), prefill, decode, lambda key: breaker.is_open(key, now_s), prefills=prefills
         )  # fmt: skip
-        if not self._stage.give_up(now_s, elsewhere=elsewhere):
+        if not self._stage.give_up(now_s, elsewhere=elsewhere, known=known):
             return
         if prefills:
             raise NoRoom("prefill", "the prompt takes too long", reason=SLOW_PREFILL, broke_off=True)
@@ -388,4 +391,4 @@ class Attempt:
 
     def _succeeded(self) -> None:
         for key in self._keys:
-            self._table.breaker.succeeded(key)
+            self._table.breaker.succeeded(key, self._began_s)

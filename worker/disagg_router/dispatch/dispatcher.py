@@ -111,7 +111,8 @@ class Dispatcher:
         self._patience = patience
         self._deadlines = deadlines
         self._local_up_to_tokens = local_up_to_tokens
-        self._retries = retries or RetryBudget()
+        self.retries = retries or RetryBudget()
+        self._offenders = RetryBudget()
         self._tails = Tails()
 
     async def run(self, state: RequestState, trace: Trace, arrived_s: float) -> AsyncGenerator[Token | Finished]:
@@ -121,7 +122,8 @@ class Dispatcher:
         Raises ApiError when every attempt has failed or a limit of the queue was reached, and
         ModelReplaced.
         """
-        self._retries.arrived(time.monotonic())
+        for retries in (self.retries, self._offenders):
+            retries.arrived(time.monotonic())
         self._tails.budget.arrived(time.monotonic())
         # The adapters of a model have its workers, and so its queue.
         with self._queues.queue((state.identity.parent or state.identity.name, state.identity.digest)) as queue:
@@ -164,7 +166,7 @@ class Dispatcher:
                 trace.note_failure(failure)
                 if isinstance(failure, AttemptFailed):
                     self._failed(state, failure)
-                    await self._pause(state, visit)
+                    await self._pause(state, visit, failure)
                 else:
                     await self._refused(visit, state, choice, failure, trace)
             state.next_attempt()
@@ -333,12 +335,20 @@ class Dispatcher:
         if not self._has_workers(state):
             raise ModelReplaced(name)
 
-    async def _pause(self, state: RequestState, visit: _Visit) -> None:
-        """Wait for the budget of retries, if this is not the first one of the request."""
+    async def _pause(self, state: RequestState, visit: _Visit, failure: AttemptFailed) -> None:
+        """Wait for the budget of retries, if this is not the first one of the request.
+
+        Requests on which engines fail have one of their own, so that they delay no others.
+        """
         now_s = time.monotonic()
-        if state.failures > 1 and (wait_s := self._retries.wait_s(now_s)) > 0:
+        retries = self._offenders if failure.reason == codes.REQUEST_FAILED else self.retries
+        if state.failures > 1 and (wait_s := retries.wait_s(now_s)) > 0:
             self._metrics.retry_waits.inc()
-            await asyncio.sleep(max(0.0, min(wait_s, visit.deadline_s - now_s)))
+            try:
+                await asyncio.sleep(max(0.0, min(wait_s, visit.deadline_s - now_s)))
+            except asyncio.CancelledError:
+                retries.give_back()  # The client has left.
+                raise
 
     def _failed(self, state: RequestState, failure: AttemptFailed) -> None:
         """Record the workers to avoid. Raises ApiError when no attempt is left."""

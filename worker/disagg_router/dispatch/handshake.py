@@ -15,7 +15,7 @@ import time
 from disagg_router.dispatch.attempt import Finished, Trace
 from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.request_state import RequestState
-from disagg_router.errors import AttemptFailed, NoRoom
+from disagg_router.errors import ROUTER_EXHAUSTED, AttemptFailed, NoRoom
 from disagg_router.workers.pair_choice import Choice, handshake_pairs, pair_key
 from disagg_router.workers.pair_link import Link
 from disagg_router.workers.table import WorkerTable
@@ -93,7 +93,8 @@ class Handshakes:
             return
         except AttemptFailed as failure:
             log.warning("handshake %s -> %s failed: %s: %s", prefill.pod, decode.pod, failure.reason, failure)
-            self._table.breaker.failed(key, time.monotonic())
+            if failure.reason != ROUTER_EXHAUSTED:
+                self._table.breaker.failed(key, time.monotonic())
             return
         log.info(
             "handshake %s -> %s: %s KV bytes in %s s over %s (%s)",

@@ -27,6 +27,8 @@ from disagg_wire.room import Room
 # With a bound, a slow client makes the connections to the workers wait instead of making this
 # process grow.
 _MAX_EVENTS = 256
+# The time that this process takes to read what has come.
+_OVERDUE_S = 0.05
 # The largest value that a body may contain (docs/protocol.md): a performance profile can be such
 # that a prompt takes days.
 _MAX_WITHIN_S = 86400.0
@@ -131,6 +133,16 @@ class Legs:
         if isinstance(event, LegEnded):
             self._running.discard(event.leg)
         return event
+
+    async def overdue(self) -> LegTaken | LegLine | LegEnded | None:
+        """Return an event for which the time is over, if it is there: it may have come long ago,
+        while this process did not run.
+        """
+        try:
+            async with asyncio.timeout(_OVERDUE_S):
+                return await self.next()
+        except TimeoutError:
+            return None
 
     def blame(self, leg: str) -> tuple[str, ...]:
         """Return the breaker keys of one leg's worker, or of the pair."""

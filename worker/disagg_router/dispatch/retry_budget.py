@@ -47,6 +47,15 @@ class RetryBudget:
         self._left -= 1.0
         return max(0.0, -self._left / per_s)
 
+    def give_back(self) -> None:
+        """Return a place that is not needed any more."""
+        self._left = min(self._burst, self._left + 1.0)
+
+    def left(self, now_s: float) -> float:
+        """Return the places that are there now; below 0, how many are waited for."""
+        self._fill(now_s)
+        return self._left
+
     def spare(self, now_s: float) -> bool:
         """Take a place if one is there now, and return whether one was."""
         self._fill(now_s)

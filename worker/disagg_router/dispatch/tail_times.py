@@ -21,11 +21,15 @@ _TAIL = 0.95
 class TailTimes:
     """Learns from the times that it is told, and gives `factor` times their tail, and at least
     `least_s`, as the limit.
+
+    For a length of which little is known it gives that of the others: times grow with the length to
+    the power of `growth` at most, and do not shrink.
     """
 
-    def __init__(self, factor: float, least_s: float) -> None:
+    def __init__(self, factor: float, least_s: float, growth: int = 1) -> None:
         self._factor = factor
         self._least_s = least_s
+        self._growth = growth
         self._times: dict[int, deque[float]] = {}
 
     def note(self, tokens: int, seconds: float) -> None:
@@ -34,10 +38,16 @@ class TailTimes:
 
     def limit_s(self, tokens: int) -> float | None:
         """Return the limit for so many tokens; None if it is not known."""
-        times = self._times.get(tokens.bit_length(), ())
-        if len(times) < _ENOUGH:
-            return None
-        return max(self._least_s, self._factor * sorted(times)[int(_TAIL * len(times))])
+        size = tokens.bit_length()
+        known = [n for n, times in self._times.items() if len(times) >= _ENOUGH]
+        tails = [
+            self._tail_s(n) * 2.0 ** (self._growth * max(0, size - n)) for n in ([size] if size in known else known)
+        ]
+        return max(self._least_s, self._factor * min(tails)) if tails else None
+
+    def _tail_s(self, size: int) -> float:
+        times = self._times[size]
+        return sorted(times)[int(_TAIL * len(times))]
 
 
 @dataclass(slots=True)
@@ -46,7 +56,7 @@ class Tails:
     first token, how long the KV takes from then on, and how many may be given up.
     """
 
-    prompts: TailTimes = field(default_factory=lambda: TailTimes(1.5, 0.5))
+    prompts: TailTimes = field(default_factory=lambda: TailTimes(1.5, 0.5, growth=2))
     links: TailTimes = field(default_factory=lambda: TailTimes(3.0, 1.0))
     budget: RetryBudget = field(default_factory=lambda: RetryBudget(share=0.05, least_per_s=1.0, burst=3.0))
 
@@ -104,12 +114,15 @@ class Stage:
     def is_late(self, now_s: float) -> bool:
         return self.limit_at_s is not None and now_s >= self.limit_at_s
 
-    def give_up(self, now_s: float, *, elsewhere: bool) -> bool:
+    def give_up(self, now_s: float, *, elsewhere: bool, known: bool = False) -> bool:
         """Return whether to try it elsewhere, if it can be tried there. Otherwise it has as much
         time again.
+
+        `known` says that another one was given up for the same reason a moment ago: the budget is
+        for finding out.
         """
         self._end(now_s)
-        if elsewhere and self._tails.budget.spare(now_s):
+        if elsewhere and (known or self._tails.budget.spare(now_s)):
             self._since_s = None
             return True
         if self._limit_s is not None:

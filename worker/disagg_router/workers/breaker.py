@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ class _Entry:
 
     times: int
     """How often in a row it has failed."""
+    failed_s: float
+    """When it has failed last."""
     until_s: float
     """When it may be tried again."""
     probe_until_s: float = 0.0
@@ -56,11 +59,14 @@ class Breaker:
         # The exponent is bounded: within a night, failures reach a power of two that no float can
         # hold.
         pause_s = min(self.longest_s, self.first_s * 2.0 ** min(times, 30)) * self.dice()
-        self._failed[key] = _Entry(times + 1, now_s + pause_s)
+        self._failed[key] = _Entry(times + 1, now_s, now_s + pause_s)
         self.changes[kind_of(key), series.OPEN] += 1
 
-    def succeeded(self, key: str) -> None:
-        if self._failed.pop(key, None) is not None:
+    def succeeded(self, key: str, began_s: float = math.inf) -> None:
+        """Close it, unless what has succeeded began before the last failure."""
+        entry = self._failed.get(key)
+        if entry is not None and began_s >= entry.failed_s:
+            del self._failed[key]
             self.changes[kind_of(key), series.CLOSED] += 1
 
     def is_open(self, key: str, now_s: float) -> bool:
@@ -81,10 +87,13 @@ class Breaker:
                 tried.append(key)
         return tuple(tried)
 
-    def release(self, keys: Iterable[str]) -> None:
-        """Let others try what has shown nothing."""
+    def release(self, keys: Iterable[str], since_s: float) -> None:
+        """Let others try what has shown nothing since it was probed at `since_s`, unless another
+        one tries it by now.
+        """
         for key in keys:
-            if (entry := self._failed.get(key)) is not None:
+            entry = self._failed.get(key)
+            if entry is not None and entry.probe_until_s == since_s + self.probe_s:
                 entry.probe_until_s = 0.0
 
     def counts(self, now_s: float) -> Counter[tuple[str, str]]:

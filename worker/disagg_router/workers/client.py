@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import socket
@@ -14,7 +15,7 @@ import aiohttp
 import httpx
 from aiohttp.connector import AddrInfoType
 
-from disagg_router.errors import AttemptFailed, NoRoom
+from disagg_router.errors import ROUTER_EXHAUSTED, AttemptFailed, NoRoom
 from disagg_router.workers.worker_info import Worker
 from disagg_wire import codes
 from disagg_wire.protocol import (
@@ -33,6 +34,10 @@ from disagg_wire.room import Room
 
 log = logging.getLogger(__name__)
 _MAX_LINE_BYTES = 1 << 20
+# The most bytes of an answer that is read as a whole.
+_MOST_ANSWER_BYTES = 1 << 20
+# What this process, and no worker, lacks when a connection cannot be opened for such a reason.
+_OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 _TICKET_FIELD = "ticket"
 Line = dict[str, Any]
 # How often the kernel asks again for a connection: it gives up after 2 to 3 s. A timer of this
@@ -64,7 +69,8 @@ class WorkerClient:
         # Each attempt decides, and bounds, how long to wait for events.
         timeout = httpx.Timeout(None, connect=2.0, write=10.0, pool=5.0)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-        self._headers = {"authorization": f"Bearer {bearer}"}
+        # An answer that is compressed could be small on the wire alone.
+        self._headers = {"authorization": f"Bearer {bearer}", "accept-encoding": "identity"}
         self._http = httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, trust_env=False)
         self._streams: aiohttp.ClientSession | None = None  # created within a running loop
 
@@ -75,19 +81,45 @@ class WorkerClient:
         return await self.get(url, INFO_PATH, headers={ROUTER_HEADER: ROUTER_NEEDS if needs else ROUTER_WATCHES})
 
     async def get(
-        self, url: str, path: str, timeout_s: float = 2.0, headers: Mapping[str, str] | None = None
+        self,
+        url: str,
+        path: str,
+        timeout_s: float = 2.0,
+        headers: Mapping[str, str] | None = None,
+        most_bytes: int = _MOST_ANSWER_BYTES,
     ) -> dict[str, Any]:
-        """Return a JSON object. Raises httpx.HTTPError or ValueError."""
-        answer = await self._http.get(url + path, timeout=timeout_s, headers=headers)
-        answer.raise_for_status()
-        content = answer.json()
+        """Return a JSON object, which is there as a whole within `timeout_s` and has at most
+        `most_bytes`. Raises httpx.HTTPError or ValueError.
+        """
+        body = await self._answer("GET", url + path, timeout_s, most_bytes, headers=headers)
+        try:
+            content = json.loads(body)
+        except RecursionError:
+            raise ValueError(f"{path}: too deep") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path}: not an object")
         return content
 
     async def post(self, url: str, path: str, content: dict[str, Any], timeout_s: float = 2.0) -> None:
-        """Send a JSON object. Raises httpx.HTTPError."""
-        (await self._http.post(url + path, json=content, timeout=timeout_s)).raise_for_status()
+        """Send a JSON object. Raises httpx.HTTPError or ValueError."""
+        await self._answer("POST", url + path, timeout_s, _MOST_ANSWER_BYTES, json=content)
+
+    async def _answer(self, method: str, url: str, timeout_s: float, most_bytes: int, **more: Any) -> bytes:
+        body = bytearray()
+        try:
+            # The limits of the client are for each piece: an answer could drip in without end.
+            async with (
+                asyncio.timeout(timeout_s),
+                self._http.stream(method, url, timeout=timeout_s, **more) as answer,
+            ):
+                answer.raise_for_status()
+                async for piece in answer.aiter_raw():
+                    body += piece
+                    if len(body) > most_bytes:
+                        raise ValueError(f"{url}: the answer has over {most_bytes} bytes")
+        except TimeoutError:
+            raise httpx.ReadTimeout(f"not answered within {timeout_s:g} s") from None
+        return bytes(body)
 
     async def tell_room(self, prefill: Worker, room: Room) -> None:
         """Tell a prefill worker the room of decode.
@@ -96,7 +128,7 @@ class WorkerClient:
         """
         try:
             await self.post(prefill.url, DECODE_ROOM_PATH, room.to_json())
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ValueError) as error:
             log.debug("worker %s was not told of decode's room: %s", prefill.pod, str(error) or type(error).__name__)
 
     @asynccontextmanager
@@ -124,20 +156,19 @@ class WorkerClient:
         except _BROKEN as error:
             raise _broken(worker, error) from None
 
-    async def beats(self, worker: Worker, patience_s: float) -> AsyncGenerator[Beat]:
-        """Yield the beats of a worker until its stream ends.
+    async def beats(self, worker: Worker) -> AsyncGenerator[Beat]:
+        """Yield the beats of a worker until its stream ends. Of those that have come at once, the
+        last one counts.
 
-        Raises AttemptFailed if it breaks, TimeoutError if none comes for `patience_s` seconds, and
-        ValueError.
+        Raises AttemptFailed if it breaks, and ValueError. The caller bounds the wait for each.
         """
         try:
-            async with asyncio.timeout(patience_s) as patience:
-                async with self._session().get(worker.url + PULSE_PATH, allow_redirects=False) as answer:
-                    if answer.status != 200:
-                        raise ValueError(f"HTTP {answer.status}")
-                    async for line in _split(answer.content.iter_any()):
-                        yield parse_beat(line)
-                        patience.reschedule(asyncio.get_running_loop().time() + patience_s)
+            async with self._session().get(worker.url + PULSE_PATH, allow_redirects=False) as answer:
+                if answer.status != 200:
+                    raise ValueError(f"HTTP {answer.status}")
+                async for lines in _split_each(answer.content.iter_any()):
+                    if lines:
+                        yield parse_beat(lines[-1])
         except _BROKEN as error:
             raise _broken(worker, error) from None
 
@@ -182,21 +213,30 @@ async def _whole(content: aiohttp.StreamReader) -> bytes:
     return body
 
 
-async def _split(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """Yield lines, split at line feeds alone and not at U+2028 and the like.
+async def _split_each(chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[bytes]]:
+    """Yield the lines that end in each chunk, split at line feeds alone and not at U+2028 and the
+    like.
 
     Raises ValueError for a line longer than _MAX_LINE_BYTES.
     """
     held = b""
     async for chunk in chunks:
         *lines, held = (held + chunk).split(b"\n")
-        for line in lines:
-            yield line
+        yield lines
         if len(held) > _MAX_LINE_BYTES:
             raise ValueError("event too long")
 
 
+async def _split(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield the lines one by one."""
+    async for lines in _split_each(chunks):
+        for line in lines:
+            yield line
+
+
 def _broken(worker: Worker, error: Exception) -> AttemptFailed:
+    if getattr(getattr(error, "os_error", error), "errno", None) in _OWN_LACK:
+        return AttemptFailed(f"this router cannot connect to {worker.pod}: {error}", reason=ROUTER_EXHAUSTED)
     return AttemptFailed(f"{worker.pod}: {type(error).__name__}", reason="worker_lost", blame=(worker.incarnation,))
 
 

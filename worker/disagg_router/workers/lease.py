@@ -8,6 +8,7 @@ AwakeClock.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +17,8 @@ from disagg_wire.pulse import Beat
 # An event loop may stand still for so many times the silence: it is no engine, but it may parse
 # large bodies, and share its processor with others.
 _LOOP_SILENCES = 3.0
+# Who answers and has sent no beat for so long is judged without beats.
+_MUTE_S = 10.0
 
 
 class Verdict(StrEnum):
@@ -63,11 +66,28 @@ class Lease:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._heard_s: float | None = None
+        self._answered_s = -math.inf
         self._beat = Beat()
 
     def heard(self, beat: Beat, now_s: float) -> None:
         """Take note of a beat."""
         self._beat, self._heard_s = beat, now_s
+
+    def answered(self, now_s: float) -> None:
+        """Take note of an answer to a question of just now: who answers is not silent.
+
+        That prolongs a lease and does not renew one that is over, for which it takes a beat. Who
+        answers, and has sent no beat for long, cannot send any: this is as before the first one.
+        """
+        if self._heard_s is None:
+            return
+        if now_s - self._heard_s > _MUTE_S:
+            self._heard_s = None
+        elif not self._is_silent(now_s, self._heard_s):
+            self._answered_s = now_s
+
+    def _is_silent(self, now_s: float, heard_s: float) -> bool:
+        return now_s - max(heard_s, self._answered_s) > self._limits.silence_s
 
     @property
     def has_begun(self) -> bool:
@@ -77,7 +97,7 @@ class Lease:
     def verdict(self, now_s: float) -> Verdict:
         if self._heard_s is None:
             return Verdict.ALIVE
-        if now_s - self._heard_s > self._limits.silence_s:
+        if self._is_silent(now_s, self._heard_s):
             return Verdict.SILENT
         beat, limits = self._beat, self._limits
         allowed_s = 0.0 if beat.step_s is None else limits.allowance * beat.expected_s

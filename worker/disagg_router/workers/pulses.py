@@ -22,7 +22,8 @@ from disagg_wire.protocol import FEATURE_PULSE
 log = logging.getLogger(__name__)
 _TICK_S = 0.1
 # After this time without a beat, the connection is given up and opened anew: it may be one that
-# nobody has at the other end.
+# nobody has at the other end. Only time for which this process was awake counts, or one that
+# starves again and again would never hear anybody.
 _PATIENCE_S = 2.0
 # The wait before a connection that broke is opened again, and up to as long again by chance.
 _PAUSE_S = 0.25
@@ -36,6 +37,10 @@ class _Watch:
     lease: Lease
     task: asyncio.Task[None] | None = None
     verdict: Verdict = field(default=Verdict.ALIVE)
+    patience: asyncio.Timeout | None = None
+    """Ends the connection that is open, or being opened."""
+    since_s: float = 0.0
+    """When the last beat came by it, or when it was begun."""
 
 
 class Pulses:
@@ -53,6 +58,7 @@ class Pulses:
         """Listen to a worker that has answered a poll, if it sends beats."""
         watch = self._watches.get(worker.name)
         if watch is not None and (watch.worker.incarnation, watch.worker.url) == (worker.incarnation, worker.url):
+            watch.lease.answered(self._clock.now_s)
             return
         self._drop(worker.name)
         if FEATURE_PULSE in worker.features:
@@ -68,6 +74,11 @@ class Pulses:
         watch = self._watches.pop(name, None)
         if watch is not None and watch.task is not None:
             watch.task.cancel()
+
+    @property
+    def awake_s(self) -> float:
+        """The time for which this process has been awake."""
+        return self._clock.now_s
 
     def is_down(self, worker: Worker) -> bool:
         """Return whether this process of a worker is silent or hangs."""
@@ -95,6 +106,9 @@ class Pulses:
 
     def _judge(self) -> None:
         for watch in list(self._watches.values()):
+            if watch.patience is not None and self._clock.now_s - watch.since_s > _PATIENCE_S:
+                watch.patience.reschedule(0.0)
+                watch.patience = None
             verdict = watch.lease.verdict(self._clock.now_s)
             if verdict != watch.verdict:
                 watch.verdict = verdict
@@ -102,12 +116,19 @@ class Pulses:
 
     async def _listen(self, watch: _Watch) -> None:
         while True:
+            watch.since_s = self._clock.now_s
             try:
-                async with contextlib.aclosing(self._client.beats(watch.worker, _PATIENCE_S)) as beats:
-                    async for beat in beats:
-                        watch.lease.heard(beat, self._clock.now_s)
+                async with asyncio.timeout(None) as watch.patience:
+                    await self._hear(watch)
             except (AttemptFailed, NoRoom, TimeoutError, ValueError) as failure:
                 log.debug("no beats from %s: %s", watch.worker.pod, failure or type(failure).__name__)
             except Exception:
                 log.exception("no beats from %s", watch.worker.pod)
+            watch.patience = None
             await asyncio.sleep(_PAUSE_S * (1.0 + random.random()))
+
+    async def _hear(self, watch: _Watch) -> None:
+        async with contextlib.aclosing(self._client.beats(watch.worker)) as beats:
+            async for beat in beats:
+                watch.since_s = self._clock.now_s
+                watch.lease.heard(beat, watch.since_s)

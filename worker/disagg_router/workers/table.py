@@ -54,6 +54,8 @@ _MISSES = 2
 _PATIENCE_S = 0.5
 # The time for which it is known that a worker was lost; no poll takes as long.
 _REMEMBERED_S = 60.0
+# A poll without an answer counts if this process was awake for so much of its time.
+_AWAKE_S = 1.0
 
 
 class WorkerTable:
@@ -274,15 +276,18 @@ class WorkerTable:
         if verdict is Verdict.ALIVE:
             log.info("worker %s is heard of again", worker.pod)
             return
+        served = any(w.incarnation == worker.incarnation and w.state == READY for w in self._workers.values())
         self.breaker.failed(worker.incarnation, time.monotonic())
         self.lost(worker.incarnation)
-        self.gave_up(f"worker_{verdict}")
-        self._end_streams(worker, f"is {verdict}", f"worker_{verdict}")
+        # One that has drained and ended falls silent too, before it is no longer listed.
+        if self._end_streams(worker, f"is {verdict}", f"worker_{verdict}") or served:
+            self.gave_up(f"worker_{verdict}")
 
-    def _end_streams(self, worker: Worker, what: str, reason: str, heard_before_s: float | None = None) -> None:
+    def _end_streams(self, worker: Worker, what: str, reason: str, heard_before_s: float | None = None) -> int:
         n = self.lifelines.cut(worker.name, f"{worker.pod} {what}", reason, heard_before_s)
         if n or heard_before_s is None:
             log.warning("worker %s %s: %d streams go on elsewhere", worker.name, what, n)
+        return n
 
     async def refresh(self) -> None:
         """Poll all members once."""
@@ -310,7 +315,7 @@ class WorkerTable:
         polls[""] = partial(self._leaving.poll, leaving, needed, self.names.configured)
         answered = await self._rounds.go(polls, max(self._interval_s, _PATIENCE_S))
         alive = {w.incarnation for w in self.workers()}
-        self.breaker.keep_only(alive, time.monotonic())
+        self.breaker.keep_only(alive | self._broke.keys(), time.monotonic())
         self._links = {key: link for key, link in self._links.items() if all(p in alive for p in key.split("|"))}
         for counter in (self._requests, self._tokens):
             for key in [k for k, n in counter.items() if n <= 0 and k not in alive]:
@@ -363,11 +368,13 @@ class WorkerTable:
             self._end_streams(self._lost[name], "is lost", "worker_lost", since_s)
 
     async def _poll(self, member: Member, *, needs: bool) -> None:
-        began_s, loop_s = time.monotonic(), asyncio.get_running_loop().time()
+        began_s, loop_s, awake_s = time.monotonic(), asyncio.get_running_loop().time(), self.pulses.awake_s
         try:
             info = await self._client.info(member.url, needs=needs)
             worker = parse_info(member, info, self.names.configured)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            if isinstance(error, httpx.TimeoutException) and self.pulses.awake_s - awake_s < _AWAKE_S:
+                return  # This process starved, and the answer may lie here unread.
             missed, since_s = self._misses.missed(member.name, loop_s)
             if missed >= _MISSES:
                 self._does_not_answer(member.name, since_s, str(error) or type(error).__name__, missed == _MISSES)
@@ -385,14 +392,6 @@ class WorkerTable:
             self._coming.note(member.name, name_of(info))
             return
         known = self._workers.get(member.name)
-        if known is None or (known.incarnation, known.state, known.at_home) != (
-            worker.incarnation,
-            worker.state,
-            worker.at_home,
-        ):
-            elsewhere = "" if worker.at_home else f", but listed by {'/'.join(sorted(worker.pools))}: not used"
-            log.info(
-                "worker %s: %s, %s, KV over %s (%s)%s",
-                worker.pod, worker.role, worker.state, worker.transport, worker.interface, elsewhere,
-            )  # fmt: skip
+        if known is None or known.standing != worker.standing:
+            log.info("worker %s", worker.described())
         self._workers[member.name] = worker

@@ -154,6 +154,16 @@ class Worker:
         """
         return not self.pools or self.role == "both" or self.role in self.pools
 
+    @property
+    def standing(self) -> tuple[str, str, bool]:
+        """What is news if it changes."""
+        return self.incarnation, self.state, self.at_home
+
+    def described(self) -> str:
+        """Return it in words for the log."""
+        elsewhere = "" if self.at_home else f", but listed by {'/'.join(sorted(self.pools))}: not used"
+        return f"{self.pod}: {self.role}, {self.state}, KV over {self.transport} ({self.interface}){elsewhere}"
+
     def serves(self, role: str) -> bool:
         return self.state == READY and self.at_home and self.role in (role, BOTH)
 

@@ -131,6 +131,15 @@ def _left_s(deadline_s: float) -> float:
     return left_s
 
 
+def keep_alive(sock: socket.socket) -> None:
+    """Let the kernel end the connection if nobody is at its other end for three seconds in which
+    neither end has anything to send.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def stop_reading(sock: socket.socket) -> None:
     """Wake the thread that reads from the socket; answers can still be sent."""
     try:

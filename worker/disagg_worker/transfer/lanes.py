@@ -111,9 +111,8 @@ class Lanes:
         plain.send_json(FrameType.BEGIN, content)
         keys, integrity = session_keys(self._key, challenge, content["proof"]), self._ticket.integrity
         self._keys = keys
-        return SealedSocket(
-            sock, self._timeouts.peer_s, Sealer(keys.to_decode, integrity), Sealer(keys.to_prefill, integrity)
-        )
+        seals = Sealer(keys.to_decode, integrity), Sealer(keys.to_prefill, integrity)
+        return SealedSocket(sock, self._timeouts.peer_s, *seals, self._timeouts.silence_s)
 
     def _next(self, link: SealedSocket) -> Part | Commit | ErrorEvent:
         """Wait for the engine's next report, and tell the peer meanwhile that this worker lives."""

@@ -210,6 +210,7 @@ class KvListener:
     def _serve(self, sock: socket.socket, peer: str) -> None:
         try:
             with sock:
+                frame_socket.keep_alive(sock)
                 self._connection(sock, frame_socket.FrameSocket(sock, self._idle_s), peer)
         except OSError as failure:
             log.info("connection from %s lost: %s", peer, failure or type(failure).__name__)

@@ -20,27 +20,35 @@ from typing import Any
 
 from disagg_worker.transfer import frame_socket, frames
 from disagg_worker.transfer.frames import TAG_BYTES, FrameError, FrameType, Header
+from disagg_worker.transfer.link_silence import INFO_BYTES, LinkSilence, parse
 from disagg_worker.transfer.seals import Seal, Sealer
 
 # A receiver that waits for a large payload is woken when so much has come, not for every packet.
 _WAKE_BYTES = 256 << 10
 # The window must be larger than that, or the sender would wait for a part of it to be read.
 _WINDOW_BYTES = 4 * _WAKE_BYTES
+# How often it is looked, while a call waits, whether the other end is still there.
+_LOOK_S = 0.2
 
 
 class SealedSocket:
     """One connection of a transfer, once BEGIN has been sent or verified.
 
     A frame has `idle_s` and what its size needs at the least rate. No call is begun after that, and
-    none takes longer than it.
+    none takes longer than it. If nothing acknowledges for `silence_s` what was sent, nothing is
+    waited for.
     """
 
-    def __init__(self, sock: socket.socket, idle_s: float, out: Sealer, into: Sealer) -> None:
+    def __init__(
+        self, sock: socket.socket, idle_s: float, out: Sealer, into: Sealer, silence_s: float | None = None
+    ) -> None:
         sock.settimeout(None)
         self._sock = sock
         self._idle_s = idle_s
         self._out = out
         self._into = into
+        self._silence = None if silence_s is None else LinkSilence(silence_s)
+        self._look_s = math.inf if silence_s is None else _LOOK_S
         self._wake_bytes = 0
         self._window_is_large = False
         self._readable = select.poll()
@@ -58,6 +66,7 @@ class SealedSocket:
         _update(seal, (raw, *payload))
         tag = seal.tag()
         self._send_all([raw, *payload, tag], deadline_s)
+        self._look()
         return tag
 
     def send_json(self, kind: FrameType, content: dict[str, Any]) -> None:
@@ -66,13 +75,23 @@ class SealedSocket:
 
     def _send_all(self, parts: list[bytes | memoryview], deadline_s: float) -> None:
         while parts:
-            self._limit(socket.SO_SNDTIMEO, deadline_s)
+            self._limit(socket.SO_SNDTIMEO, min(deadline_s, time.monotonic() + self._look_s))
             some = parts[: frame_socket.MAX_PARTS]
             try:
                 sent = self._sock.sendmsg(some)
             except BlockingIOError:
-                raise TimeoutError("timed out") from None
+                _left_s(deadline_s)
+                self._look()
+                continue
             parts = _after(some, sent) + parts[frame_socket.MAX_PARTS :]
+
+    def _look(self) -> None:
+        """Raise TimeoutError if nobody acknowledges what was sent."""
+        if self._silence is None:
+            return
+        found = parse(self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_BYTES))
+        if found is not None and self._silence.look(found, time.monotonic()):
+            raise TimeoutError("the network to the peer is silent")
 
     def _limit(self, option: int, deadline_s: float) -> None:
         """Let the next call end at the deadline, with what it has moved until then."""
@@ -173,8 +192,8 @@ class SealedSocket:
         """
         while views:
             self._wake_at(min(_WAKE_BYTES + TAG_BYTES, sum(map(len, views))))
-            if not self._readable.poll(math.ceil(1000 * _left_s(deadline_s))):
-                raise TimeoutError("timed out")
+            while not self._readable.poll(math.ceil(1000 * min(self._look_s, _left_s(deadline_s)))):
+                self._look()
             views = self._received(views, socket.MSG_DONTWAIT)
 
     def _received(self, views: list[memoryview], flag: int) -> list[memoryview]:

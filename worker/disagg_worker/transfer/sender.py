@@ -155,6 +155,7 @@ class TcpKvSender:
         address = (self._ticket.host, self._ticket.port)
         source = (self._source_host, 0) if self._source_host else None
         sock = socket.create_connection(address, timeout=self._timeouts.connect_s, source_address=source)
+        frame_socket.keep_alive(sock)
         with self._lock:
             self._socks.append(sock)
             cancelled = self._cancelled

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 class SenderTimeouts:
     """The bounds of a sender's waits."""
 
-    connect_s: float = 3.0
-    """Seconds to connect."""
-    progress_s: float = 1.0
+    connect_s: float = 1.5
+    """Seconds to connect: a second attempt is made after one."""
+    silence_s: float = 1.0
+    """Seconds in which the peer's kernel acknowledges nothing of what was sent, after which the
+    network is taken to be cut.
+    """
+    progress_s: float = 0.5
     """Seconds without a layer after which a PROGRESS frame is sent."""
     peer_s: float = 5.0
     """Seconds for the peer to read or to answer."""
