@@ -284,7 +284,7 @@ async def test_f19_an_api_server_that_refuses_is_asked_less_often_and_all_is_don
 
 
 @pytest.mark.long
-async def test_f19_after_two_minutes_without_an_answer_the_same_process_goes_on(
+async def test_f19_after_ten_minutes_without_an_answer_the_same_process_goes_on(
     server: ApiServer, cluster: Cluster, api: FaultyApi, tmp_path: Path
 ) -> None:
     async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as running:
@@ -296,7 +296,7 @@ async def test_f19_after_two_minutes_without_an_answer_the_same_process_goes_on(
 
         api.answer, api.end_watches = failing, {"kind": "Status", "code": 410, "message": "for a test"}
         await edit(cluster, "two")
-        await asyncio.sleep(120)
+        await asyncio.sleep(600)
         assert running.process.returncode is None
         api.without_faults()
         await shown(cluster, "two", 60.0)

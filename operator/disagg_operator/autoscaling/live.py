@@ -86,6 +86,8 @@ class Live:
     """Whether the policy has learned something since the state was last saved."""
     saved_s: float = float("-inf")
     """The time at which the state was last saved, in seconds since 1970."""
+    stored_s: float | None = None
+    """The time that the stored state bears; None if this process knows of none."""
 
     def plan_from(self, source: object, read: Callable[[], ScalePlan | None]) -> ScalePlan | None:
         """Return the settings that are served, or else those of the spec as it is written.
