@@ -22,8 +22,6 @@ from disagg_operator.kube.resources import (
     NETWORK_POLICY,
     OWNED,
     POD,
-    name_of,
-    uid_of,
 )
 from disagg_wire.cluster_key import bearer_of
 

@@ -39,8 +39,8 @@ from disagg_operator.controller.first_lanes import first_lanes
 from disagg_operator.controller.health import HealthServer
 from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
-from disagg_operator.controller.patience import until_it_works
 from disagg_operator.controller.own_objects import OWN_INTERVAL_S, OwnObjects
+from disagg_operator.controller.patience import until_it_works
 from disagg_operator.controller.pod_events import PodEvents
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, ReferenceWatch
