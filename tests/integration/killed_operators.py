@@ -12,6 +12,9 @@ from tests.integration.faulty_api import Asked, FaultyApi, refusal
 from tests.integration.operator_process import Cluster, Operator, eventually, operator
 
 
+_WAIT_S = 90.0
+
+
 async def _yes() -> bool:
     return True
 
@@ -55,12 +58,12 @@ async def killed_at_writes(
                 async def died_or_listed() -> bool:
                     return running.process.returncode is not None or api.resyncs >= resyncs + 4
 
-                await eventually("it dies or lists everything", died_or_listed)
+                await eventually("it dies or lists everything", died_or_listed, _WAIT_S)
                 if running.process.returncode is not None:
                     return True
                 return len(api.writes) == writes and await done()
 
-            await eventually("it dies or rests", over, 60.0)
+            await eventually("it dies or rests", over, _WAIT_S)
             died_now = running.process.returncode is not None
         if not died_now:
             api.without_faults()

@@ -20,6 +20,7 @@ from disagg_operator.vocabulary import Obj
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow, pytest.mark.long]
 
+WAIT_S = 120.0
 TWO: dict[str, Any] = {"prefill": {"replicas": 2}, "decode": {"replicas": 2}}
 
 
@@ -43,11 +44,11 @@ async def test_f16_killed_in_a_rollout_it_ends_as_if_it_had_not_been_and_pairs_s
         for killed in (False, True):
             async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as running:
                 await cluster.apply_resource(**TWO)
-                await eventually("the first revision serves", done, 60.0)
+                await eventually("the first revision serves", done, WAIT_S)
                 await rests(api)
                 if not killed:
                     await cluster.apply_resource(**TWO, engine={"dtype": "float32"})
-                    await eventually("the rollout is complete", done, 60.0)
+                    await eventually("the rollout is complete", done, WAIT_S)
                     await rests(api)
                 assert await running.stop() == 0
             if killed:
@@ -70,8 +71,12 @@ async def test_f16_killed_while_pools_are_scaled_they_get_their_sizes(
     for decode, prefill in ((5, 3), (1, 2), (2, 1)):
         await cluster.scale("chat-decode", decode)
         await cluster.scale("chat-prefill", prefill)
+
+        async def scaled(decode: int = decode, prefill: int = prefill) -> bool:
+            return [await cluster.replicas(role) for role in ("decode", "prefill")] == [(decode,) * 2, (prefill,) * 2]
+
         for every in (1, 2):
-            await killed_at_writes(api, cluster, tmp_path, every, carried_out=every == 1)
+            await killed_at_writes(api, cluster, tmp_path, every, carried_out=every == 1, done=scaled)
         assert await cluster.replicas("decode") == (decode, decode)
         assert await cluster.replicas("prefill") == (prefill, prefill)
 
@@ -88,7 +93,7 @@ async def test_f16_killed_in_a_drain_busy_workers_stay_and_the_same_ones_go(
     try:
         async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as running:
             await edit(cluster, "one", decode={"replicas": 3})
-            await shown(cluster, "one")
+            await shown(cluster, "one", WAIT_S)
             for index, address in enumerate(addresses):
                 await cluster.run_pod("decode", index, address, port)
                 pods.unfinished[address] = 1
@@ -132,7 +137,7 @@ async def test_f16_killed_before_a_deletion_the_next_one_leaves_nothing(
         async def dead() -> bool:
             return running.process.returncode is not None
 
-        await eventually(f"it dies at write {at}", dead)
+        await eventually(f"it dies at write {at}", dead, WAIT_S)
     api.without_faults()
     await delete_resource(cluster)
     async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as again:

@@ -48,7 +48,7 @@ from disagg_operator.controller.run_outcomes import RunOutcome, outcome_of
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.scalers.scaler_part import ScalerPart
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
-from disagg_operator.controller.terms import work_in_terms
+from disagg_operator.controller.terms import after_restores, work_in_terms
 from disagg_operator.controller.views import Views
 from disagg_operator.controller.wake_watch import WakeWatch
 from disagg_operator.controller.work_queue import KeyedQueue, Lane, QueueFull, QueueState
@@ -244,6 +244,7 @@ class Runtime:
         self.listed.set()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(self._settings.resync_interval_s, self.resync))
+            group.create_task(after_restores(self._leadership, self.resync))
             group.create_task(self._terms())
 
     async def _terms(self) -> None:
