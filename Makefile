@@ -60,7 +60,7 @@ test-engines: setup ## the adapter on real vLLM engines of two versions (install
 	  exit $$status
 
 test-faults: setup programs ## faults of the control plane at a real API server, also those that take minutes
-	@status=0; $(PY) -m pytest -q --timeout 1800 -m apiserver tests/integration/test_api_faults.py tests/integration/test_resource_faults.py \
+	@status=0; $(PY) -m pytest -q --timeout 1800 -m apiserver tests/integration/test_api_faults.py tests/integration/test_kill_faults.py tests/integration/test_resource_faults.py \
 	    tests/integration/test_crd_faults.py tests/integration/test_clock_faults.py tests/integration/test_prometheus_faults.py --junitxml .cache/faults.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/faults.xml benchmarks/results/faults.md "Faults of the control plane" "make test-faults"; \
 	  exit $$status

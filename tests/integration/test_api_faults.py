@@ -17,7 +17,8 @@ from tests.integration.apiserver import ApiServer
 from tests.integration.cluster_state import collect_garbage, delete_resource, objects, rests, snapshot, uids
 from tests.integration.edited_resource import QUICK, edit, resting_operator, shown
 from tests.integration.faulty_api import Asked, FaultyApi, refusal
-from tests.integration.operator_process import Cluster, Operator, eventually, operator
+from tests.integration.killed_operators import killed_at_writes
+from tests.integration.operator_process import Cluster, eventually, operator
 
 from disagg_operator.kube.resources import SERVICE
 from disagg_operator.vocabulary import Obj
@@ -34,49 +35,6 @@ async def watching(api: FaultyApi, cluster: Cluster) -> None:
         return len({a.path for a in api.asked if a.watches and a.status == 200}) >= 4
 
     await eventually("all kinds are watched", all_kinds)
-
-
-async def killed_at_writes(
-    server: ApiServer, api: FaultyApi, cluster: Cluster, folder: Path, every: int, *, carried_out: bool
-) -> int:
-    """Kill the operator at its n-th write, again and again, until one has nothing left to write.
-
-    Returns the number of operators that died.
-    """
-    for died in range(60):
-        async with operator(api.server, folder, cluster.namespace, **QUICK) as running:
-            before = len(api.writes)
-
-            async def at_a_write(asked: Asked, running: Operator = running, before: int = before) -> bool:
-                if asked.writes and len(api.writes) - before >= every and running.process.returncode is None:
-                    running.process.kill()
-                    return False
-                return True
-
-            async def instead(asked: Asked, at: Any = at_a_write) -> web.Response | None:
-                return None if await at(asked) else refusal(500)
-
-            api.without_faults()
-            if carried_out:
-                api.tells = at_a_write
-            else:
-                api.answer = instead
-
-            async def over(running: Operator = running) -> bool:
-                writes, resyncs = len(api.writes), api.resyncs
-
-                async def died_or_listed() -> bool:
-                    return running.process.returncode is not None or api.resyncs >= resyncs + 4
-
-                await eventually("it dies or lists everything", died_or_listed)
-                return running.process.returncode is not None or len(api.writes) == writes
-
-            await eventually("it dies or rests", over, 60.0)
-            died_now = running.process.returncode is not None
-        if not died_now:
-            api.without_faults()
-            return died
-    raise AssertionError("the operators never come to an end")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +61,7 @@ async def test_f16_killed_at_its_writes_it_ends_in_the_same_state_as_if_it_had_n
     assert await objects(cluster) == []
     for number, spec in enumerate(edits):
         await edit(cluster, f"edit {number}", **spec)
-        died = await killed_at_writes(server, api, cluster, tmp_path, every, carried_out=number == 0)
+        died = await killed_at_writes(api, cluster, tmp_path, every, carried_out=number == 0)
         if number == 0:
             assert died > 0
         assert await snapshot(cluster) == ends[number]
@@ -284,7 +242,7 @@ async def test_f19_an_api_server_that_refuses_is_asked_less_often_and_all_is_don
 
 
 @pytest.mark.long
-async def test_f19_after_two_minutes_without_an_answer_the_same_process_goes_on(
+async def test_f19_after_ten_minutes_without_an_answer_the_same_process_goes_on(
     server: ApiServer, cluster: Cluster, api: FaultyApi, tmp_path: Path
 ) -> None:
     async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as running:
@@ -296,7 +254,7 @@ async def test_f19_after_two_minutes_without_an_answer_the_same_process_goes_on(
 
         api.answer, api.end_watches = failing, {"kind": "Status", "code": 410, "message": "for a test"}
         await edit(cluster, "two")
-        await asyncio.sleep(120)
+        await asyncio.sleep(600)
         assert running.process.returncode is None
         api.without_faults()
         await shown(cluster, "two", 60.0)

@@ -15,17 +15,15 @@ from tests.integration.operator_process import Cluster, Pods, eventually, operat
 from tests.ports import free_port
 
 from disagg_operator.autoscaling.records import decision_records
-from disagg_operator.kube.cache import MISSED
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import (
     DEPLOYMENT,
     DISAGG_POOL,
     NETWORK_ATTACHMENT,
+    EVENT,
     NETWORK_POLICY,
     OWNED,
     POD,
-    name_of,
-    uid_of,
 )
 from disagg_wire.cluster_key import bearer_of
 
@@ -107,36 +105,6 @@ async def test_edits_reach_children_and_unwanted_ones_are_pruned(
             return not await cluster.kube.list(NETWORK_POLICY, cluster.namespace)
 
         await eventually("the policy is gone", pruned)
-
-
-async def test_a_child_that_somebody_deletes_comes_back(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
-    attachment = {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}
-    await cluster.attach_network("any")
-    async with operator(server, tmp_path, cluster.namespace) as running:
-        await cluster.apply_resource(kvTransfer={"network": {"attachment": attachment}})
-        await eventually("accepted", lambda: accepted(cluster))
-        await settled(cluster, running)
-        gone = {}
-        for kind in (*MISSED, NETWORK_ATTACHMENT):
-            (first, *_) = await cluster.kube.list(kind, cluster.namespace, "disagg.dev/deployment=chat")
-            gone[kind] = first
-            await cluster.kube.delete(first)
-
-        async def back() -> bool:
-            found = {kind: await cluster.kube.get(kind, cluster.namespace, name_of(obj)) for kind, obj in gone.items()}
-            return all(obj is not None and uid_of(obj) != uid_of(gone[kind]) for kind, obj in found.items())
-
-        await eventually("the children are back", back)
-
-        (network,) = await cluster.kube.list(NETWORK_ATTACHMENT, cluster.namespace, "disagg.dev/deployment=chat")
-        path = NETWORK_ATTACHMENT.path(cluster.namespace, name_of(network))
-        await cluster.raw("PATCH", path, {"spec": {"config": "{}"}}, "application/merge-patch+json")
-
-        async def repaired() -> bool:
-            found = await cluster.kube.get(NETWORK_ATTACHMENT, cluster.namespace, name_of(network))
-            return found is not None and found["spec"] == network["spec"]
-
-        await eventually("the network is as it was", repaired)
 
 
 async def test_idle_and_restarted_operators_write_nothing(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.pod_facts import Starts
 from disagg_operator.kube.contests import Contests
 from disagg_operator.rollout.canary_reports import CanaryReports
+from disagg_operator.rollout.load_watch import LoadWatch
 from disagg_operator.rollout.steady_times import SteadyTimes
 from disagg_operator.status.effectiveness import Spared
 from disagg_operator.status.events import Note
@@ -44,6 +45,8 @@ class Live:
     """What the routers have counted of revisions that are tried."""
     steady: SteadyTimes = field(default_factory=SteadyTimes)
     """For how long this process has seen a rollout wait."""
+    loading: LoadWatch = field(default_factory=LoadWatch)
+    """Whether workers that are not ready load their models on."""
     decisions: dict[str, Decision] = field(default_factory=dict)
     """The last decision for each pool that is scaled, to be carried out by the reconcile."""
     memory: PolicyMemory = field(default_factory=PolicyMemory)
@@ -86,6 +89,8 @@ class Live:
     """Whether the policy has learned something since the state was last saved."""
     saved_s: float = float("-inf")
     """The time at which the state was last saved, in seconds since 1970."""
+    stored_s: float | None = None
+    """The time that the stored state bears; None if this process knows of none."""
 
     def plan_from(self, source: object, read: Callable[[], ScalePlan | None]) -> ScalePlan | None:
         """Return the settings that are served, or else those of the spec as it is written.

@@ -54,6 +54,7 @@ class StateKeeper:
             now_s = self._epoch()
             if kept is not None:
                 _restore(entry, kept)
+                entry.stored_s = _number(kept.get("saved_s"))
             entry.loaded, entry.unseeded = True, kept is None or not now_s - _number(kept.get("saved_s")) < _STALE_S
             # Spread the saving of many resources after a start.
             entry.saved_s = now_s - SAVE_EVERY_S * (hash(key) % 100) / 200
@@ -88,14 +89,27 @@ class StateKeeper:
         await asyncio.gather(*(self._save(key, entry) for key, entry in live.items() if entry.unsaved))
 
     async def _save(self, key: Key, entry: Live) -> None:
-        entry.saved_s = self._epoch()
+        entry.saved_s = saved_s = self._epoch()
         content = {
-            "saved_s": entry.saved_s,
+            "saved_s": saved_s,
             "state": to_json(entry.memory.predicting.state),
             "starts": {pool: dict(starts.taken_s) for pool, starts in entry.starts.items()},
         }
         async with self._gate:
             entry.unsaved = not await self._store.save(key, entry.uid, content)
+        if not entry.unsaved:
+            entry.stored_s = saved_s
+
+    async def look(self, key: Key, entry: Live) -> None:
+        """Read what was saved, and have it saved again if somebody has deleted or edited it.
+
+        Raises KubeError.
+        """
+        if (before := entry.stored_s) is None:
+            return
+        kept = await self._store.load(key, entry.uid)
+        if entry.stored_s == before and (kept is None or _number(kept.get("saved_s")) != before):
+            entry.unsaved, entry.saved_s, entry.stored_s = True, -math.inf, None
 
 
 def _restore(entry: Live, kept: dict[str, Any]) -> None:

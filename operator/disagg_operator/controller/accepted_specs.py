@@ -35,6 +35,9 @@ class AcceptedSpecs(Protocol):
         `kube` is the door through which the run writes.
         """
 
+    async def restore(self, resource: Obj, kube: Kube) -> None:
+        """Write what is kept once more if it was found to be lost. Raises Refused."""
+
     def begin(self, resource: Obj) -> None:
         """Note that no spec of a new resource has been accepted yet."""
 
@@ -53,6 +56,7 @@ class SpecsInConfigMaps:
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
         self._known: dict[Key, tuple[str, Obj | None, int | None]] = {}
+        self._lost: set[Key] = set()
 
     async def last(self, resource: Obj, children: Children) -> Obj | None:
         """Return the spec that was kept, or what an earlier release accepted, or None.
@@ -73,7 +77,39 @@ class SpecsInConfigMaps:
         Raises KubeError, and Refused if admission control says no.
         """
         if (await self._load(resource))[0] == spec:
-            return
+            await self.restore(resource, kube)
+        else:
+            await self._write(resource, spec, _generation(resource), kube)
+
+    async def restore(self, resource: Obj, kube: Kube) -> None:
+        """Write what is kept once more if it was found to be lost.
+
+        Raises KubeError, and Refused if admission control says no.
+        """
+        uid, spec, generation = self._known.get(_key(resource), ("", None, None))
+        if _key(resource) in self._lost and uid == uid_of(resource) and spec is not None:
+            await self._write(resource, spec, generation, kube)
+
+    async def is_lost(self, key: Key) -> bool:
+        """Read the ConfigMap of a resource, and return whether it has to be written once more.
+
+        That is the case if somebody has deleted or edited it. Raises KubeError.
+        """
+        uid, spec, generation = self._known.get(key, ("", None, None))
+        if spec is None:
+            return False
+        found = await self._kube.get(CONFIG_MAP, key[0], config_map_name(key[1]))
+        if self._known.get(key) != (uid, spec, generation):
+            return False  # it has been written meanwhile
+        data = {} if found is None or not owned_by(found, frozenset({uid})) else found.get("data") or {}
+        number = "" if generation is None else str(generation)
+        if decode(str(data.get(_FIELD, ""))) == spec and data.get(_GENERATION, "") == number:
+            self._lost.discard(key)
+        else:
+            self._lost.add(key)
+        return key in self._lost
+
+    async def _write(self, resource: Obj, spec: Obj, generation: int | None, kube: Kube) -> None:
         meta = resource["metadata"]
         owner = {
             "apiVersion": DISAGG_DEPLOYMENT.api_version, "kind": DISAGG_DEPLOYMENT.kind, "name": meta["name"],
@@ -86,11 +122,12 @@ class SpecsInConfigMaps:
                 "name": config_map_name(meta["name"]), "namespace": meta["namespace"], "labels": labels,
                 "ownerReferences": [owner],
             },
-            "data": {_FIELD: encode(spec), _GENERATION: str(_generation(resource))},
+            "data": {_FIELD: encode(spec), **({} if generation is None else {_GENERATION: str(generation)})},
         }  # fmt: skip
         with blaming(spec, obj):
             await kube.apply(obj)
-        self._known[_key(resource)] = (uid_of(resource), spec, _generation(resource))
+        self._known[_key(resource)] = (uid_of(resource), spec, generation)
+        self._lost.discard(_key(resource))
 
     async def _load(self, resource: Obj) -> tuple[Obj | None, int | None]:
         key, uid = _key(resource), uid_of(resource)
@@ -116,10 +153,12 @@ class SpecsInConfigMaps:
     def forget(self, key: Key) -> None:
         """Forget a resource that is gone. The garbage collector deletes its ConfigMap."""
         self._known.pop(key, None)
+        self._lost.discard(key)
 
     def forget_all(self) -> None:
         """Forget what is known: another operator may have kept other specs since."""
         self._known.clear()
+        self._lost.clear()
 
 
 def _key(resource: Obj) -> Key:

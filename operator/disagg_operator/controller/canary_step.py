@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.rollout import CanarySpec
-from disagg_operator.kube.pods import epoch_s
 from disagg_operator.kube.resources import SERVICE, annotations_of, labels_of
 from disagg_operator.rollout import canary_verdict, telling
 from disagg_operator.rollout.canary_record import (
@@ -209,6 +208,8 @@ class Circumstances:
     """Whether there is a revision to go back to."""
     paused: bool
     now: str
+    passed_s: float = 0.0
+    """For how long the revision has been tried."""
 
 
 def to_write(trial: Trial, mine: KnownRevision, found: RolloutPlan, here: Circumstances) -> CanaryRecord | None:
@@ -223,8 +224,7 @@ def to_write(trial: Trial, mine: KnownRevision, found: RolloutPlan, here: Circum
         return None
     if record.compared_by != trial.compared_by:
         return CanaryRecord(since=here.now, rules=trial.rules_text)
-    passed_s = epoch_s(here.now) - epoch_s(record.since)
-    verdict = canary_verdict.verdict(trial.seen, trial.rules, passed_s)
+    verdict = canary_verdict.verdict(trial.seen, trial.rules, here.passed_s)
     message = canary_verdict.words_of(trial.seen, trial.rules, trial.spec.weight)
     if verdict == canary_verdict.CONTINUE:
         return None

@@ -81,6 +81,8 @@ class Drainer:
         self._may_act = may_act
         self._unanswered = unanswered
         self._answers: dict[Key, dict[str, _Answer]] = {}
+        # The wall clock when the monotonic one was at zero, as it was at the first drain.
+        self._wall_0: float | None = None
 
     def forget(self, key: Key) -> None:
         """Forget a resource that has been deleted; its workers end by themselves."""
@@ -110,10 +112,14 @@ class Drainer:
     async def prepare(self, run: Pass, now: str) -> None:
         """Tell the workers that are to go, and set the sizes that workloads keep until then.
 
-        `now` is the time in RFC 3339. Raises KubeError.
+        `now` is the time in RFC 3339. It is read once; from then on time follows the monotonic
+        clock, so that no wall clock that jumps ends a drain or prolongs it. Raises KubeError.
         """
         if run.step is None:
             return
+        if self._wall_0 is None:
+            self._wall_0 = epoch_s(now) - self._clock()
+        now_s = self._wall_0 + self._clock()
         workloads = looking.workloads(run.children.objects.values())
         # If one of them may not be written now, nothing of the others goes.
         blocked = any((DEPLOYMENT.kind, name_of(obj)) in run.blocked for obj in workloads.values())
@@ -128,9 +134,9 @@ class Drainer:
             if wanted < replicas:
                 run.view.certain()
                 timeout_s = float(run.plan.resource.spec.pool(role).drain.timeout_seconds)
-                told = await self._tell(run, found.going, timeout_s, epoch_s(now))
+                told = await self._tell(run, found.going, timeout_s, now_s)
                 answers |= told
-                size = self._size(run, found.going, told, (wanted, replicas), epoch_s(now))
+                size = self._size(run, found.going, told, (wanted, replicas), now_s)
                 if size < replicas and victims.need_a_price(found.going):
                     await self._price(run, looking.pods_of(run.children.pods, (role, revision)))
                 run.sizes[role, revision] = size

@@ -2,7 +2,7 @@
 
 An apply is skipped if the object carries the hash of the same rendering (so no field has been
 dropped from it since) and every rendered field still has the rendered value (so nobody changed it).
-Fields that others set belong to them.
+Fields that others set belong to them, but for those of a selector, which is one value.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _SUFFIXES = {
     "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40), "Pi": Decimal(2**50),
     "Ei": Decimal(2**60),
 }  # fmt: skip
+_SELECTORS = ("selector", "podSelector", "namespaceSelector")
 _AMOUNTS_BEGIN_WITH = "0123456789.+-"
 
 
@@ -56,7 +57,10 @@ def _within(wanted: Any, live: Any) -> bool:
     if isinstance(wanted, dict):
         if not isinstance(live, dict):
             return not wanted and live is None  # the API server drops empty maps
-        return all(_within(value, live.get(key)) for key, value in wanted.items())
+        return all(
+            _within(value, live.get(key)) and (key not in _SELECTORS or _within(live.get(key) or {}, value))
+            for key, value in wanted.items()
+        )
     if isinstance(wanted, list):
         live = [] if live is None else live
         if not isinstance(live, list) or len(live) < len(wanted):

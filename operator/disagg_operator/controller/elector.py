@@ -14,6 +14,7 @@ from typing import Protocol
 
 from disagg_operator.controller import leadership
 from disagg_operator.controller.leadership import Standing, Timing
+from disagg_operator.kube.cache import version_of
 from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, NotFound
 from disagg_operator.kube.resources import LEASE, Resource
 from disagg_operator.vocabulary import Obj
@@ -49,6 +50,9 @@ class Leadership(Protocol):
     def refused(self) -> str | None:
         """Return why this process can't take part in the election, or None."""
 
+    async def restored(self) -> None:
+        """Wait until the API server's data turn out to be those of a backup."""
+
 
 class Alone:
     """The leadership of an operator that has no Lease, because it is the only one."""
@@ -64,6 +68,9 @@ class Alone:
 
     def refused(self) -> str | None:
         return None
+
+    async def restored(self) -> None:
+        await asyncio.Event().wait()
 
 
 class Elector:
@@ -93,6 +100,9 @@ class Elector:
         self._lease: Obj | None = None
         self._changed = asyncio.Event()
         self._refused: str | None = None
+        # The newest version of the Lease that was seen. Versions of the API server only grow.
+        self._newest = 0
+        self._restored = asyncio.Event()
 
     def refused(self) -> str | None:
         return self._refused
@@ -104,6 +114,10 @@ class Elector:
         while not self._leads():
             self._changed.clear()
             await self._changed.wait()
+
+    async def restored(self) -> None:
+        await self._restored.wait()
+        self._restored.clear()
 
     async def lost(self) -> None:
         """Wait until the deadline of the last renewal has passed, or somebody else leads."""
@@ -166,6 +180,7 @@ class Elector:
             except Conflict:
                 pass
         self._lease = await self._kube.get(LEASE, self._namespace, self._name)
+        self._note(self._lease)
         self._standing = leadership.seen(self._standing, self._lease, self._me, self._clock())
         if leadership.may_take(self._standing, self._me, self._clock()):
             try:
@@ -178,4 +193,13 @@ class Elector:
         wanted = leadership.taken(lease, self._namespace, self._name, self._me, self._timing, self._wall())
         stored = await (self._kube.create(wanted) if lease is None else self._kube.replace(wanted))
         self._lease = stored
+        self._note(stored)
         self._standing = leadership.won(stored, self._me, self._timing, begun_s)
+
+    def _note(self, lease: Obj | None) -> None:
+        """Note the version of the Lease. An older one than before is that of a backup."""
+        version = 0 if lease is None else version_of(lease)
+        if 0 < version < self._newest:
+            log.warning("lease %s/%s is older than before: the data are those of a backup", self._namespace, self._name)
+            self._restored.set()
+        self._newest = version or self._newest

@@ -95,11 +95,13 @@ class Judge:
 
         Returns what may not be written for that.
         """
-        if judgement.refusal is None:
-            try:
+        try:
+            if judgement.refusal is None:
                 await self._specs.keep(resource, resource["spec"], kube)
-            except Refused as error:
-                return {(CONFIG_MAP.kind, config_map_name(name_of(resource))): error}
+            else:
+                await self._specs.restore(resource, kube)
+        except Refused as error:
+            return {(CONFIG_MAP.kind, config_map_name(name_of(resource))): error}
         return {}
 
     def forget(self, key: Key) -> None:

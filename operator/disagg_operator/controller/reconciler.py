@@ -242,6 +242,7 @@ class Reconciler:
                 reports=run.live.canary,
                 steady=run.live.steady,
                 clock_s=self._clock(),
+                loading=run.live.loading,
             )
         )
         if run.step is None:  # a pool is still to be made; its Deployments need its uid

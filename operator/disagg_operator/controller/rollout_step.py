@@ -19,6 +19,7 @@ from disagg_operator.kube.resources import DEPLOYMENT, annotations_of, labels_of
 from disagg_operator.rollout import looking, placing, revisions, telling
 from disagg_operator.rollout.canary_record import FAILED, CanaryRecord
 from disagg_operator.rollout.canary_reports import CanaryReports
+from disagg_operator.rollout.load_watch import LoadWatch
 from disagg_operator.rollout.planner import plan
 from disagg_operator.rollout.revisions import KnownRevision
 from disagg_operator.rollout.steady_times import SteadyTimes, progress_of
@@ -57,7 +58,9 @@ class Inputs:
     """What the routers have counted of a revision that is tried."""
     steady: SteadyTimes = field(default_factory=SteadyTimes)
     clock_s: float = 0.0
-    """The time of the monotonic clock by which `steady` counts."""
+    """The time of the monotonic clock by which `steady` and `loading` count."""
+    loading: LoadWatch = field(default_factory=LoadWatch)
+    """Whether workers load their models on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,8 @@ def decide(inputs: Inputs) -> RolloutStep | None:
     target = declared if back is None else {role: back.of(role) for role in ROLES}
     stored = _state(inputs, rendered, live, known, target)
     state = inputs.steady.by_this_process(stored, inputs.clock_s)
+    if (moved_s := inputs.loading.moved_s(target.items())) is not None:
+        state = replace(state, moved_s=state.now_s - (inputs.clock_s - moved_s))
     mine = _revision_of(known, declared)
     trial = canary_step.trial_of(inputs.dd, inputs.resource, known, mine, back, state, inputs.reports)
     state = canary_step.without_given_up(state, trial)
@@ -150,7 +155,9 @@ def _tried(
         return step
     rollout = inputs.dd.spec.rollout
     earlier = _earlier(mine, known, live) is not None
-    here = canary_step.Circumstances(rollout.canary is not None, earlier, rollout.paused, inputs.now)
+    since = "" if trial.record is None else trial.record.since
+    passed_s = inputs.steady.tried_for_s(since, inputs.now, inputs.clock_s) if since else 0.0
+    here = canary_step.Circumstances(rollout.canary is not None, earlier, rollout.paused, inputs.now, passed_s)
     whose, record = canary_step.written(trial, mine, known, step.plan, here)
     where = revisions.by_name(inputs.objects, inputs.dd.metadata.name, whose)
     return replace(

@@ -35,29 +35,31 @@ from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
 from disagg_operator.controller.drain_telling import DrainTeller
 from disagg_operator.controller.drainer import ASK_INTERVAL_S, Drainer
 from disagg_operator.controller.elector import Alone, Leadership
+from disagg_operator.controller.first_lanes import first_lanes
 from disagg_operator.controller.health import HealthServer
 from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
+from disagg_operator.controller.own_objects import OWN_INTERVAL_S, OwnObjects
 from disagg_operator.controller.patience import until_it_works
 from disagg_operator.controller.pod_events import PodEvents
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, ReferenceWatch
+from disagg_operator.controller.run_outcomes import RunOutcome, outcome_of
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.scalers.scaler_part import ScalerPart
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
-from disagg_operator.controller.terms import work_in_terms
+from disagg_operator.controller.terms import after_restores, work_in_terms
 from disagg_operator.controller.views import Views
 from disagg_operator.controller.wake_watch import WakeWatch
 from disagg_operator.controller.work_queue import KeyedQueue, Lane, QueueFull, QueueState
 from disagg_operator.desired import Images, NetworkAccess
 from disagg_operator.kube.cache import Cache, concerned
 from disagg_operator.kube.client import HttpKube
-from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, Retry, Terminating
+from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.listings import Listing
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, POD, Resource, uid_of
 from disagg_operator.settings import OperatorSettings
 from disagg_operator.status.recorder import Recorder
-from disagg_operator.status.unsettled import API_SERVER_ERROR, INTERNAL_ERROR, RECONCILE_TIMEOUT, RIGHT_MISSING
 from disagg_operator.vocabulary import Key, Obj
 
 log = logging.getLogger(__name__)
@@ -107,6 +109,7 @@ class Runtime:
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
         self._decision_log = DecisionLog(self._record_dir)
         self._states = StateKeeper(StateStore(kube), self._prometheus, self._epoch)
+        self._own = OwnObjects(self.cache, self.live, self._views, self._specs, self._states, self._wake)
         self._role_changer = RoleChanger(self._direct, self._wake, clock, self._may_write)
         self._loop = self._autoscaler()
         self._scalers = ScalerPart(settings, kube, self._decision_log, self.metrics, clock, self._epoch, wall, new_id)
@@ -241,6 +244,7 @@ class Runtime:
         self.listed.set()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(self._settings.resync_interval_s, self.resync))
+            group.create_task(after_restores(self._leadership, self.resync))
             group.create_task(self._terms())
 
     async def _terms(self) -> None:
@@ -276,6 +280,7 @@ class Runtime:
             group.create_task(self._every(ASK_INTERVAL_S, self._drainer.look))
             group.create_task(self._drain_ends.run(self.cache.pods_by_deployment()))
             group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
+            group.create_task(self._every(OWN_INTERVAL_S, self._own.look))
             watch = WakeWatch(self.cache, self.live, self._bearer_of, lambda k: self._wake_all({k}, 0.0, urgent=True))
             group.create_task(watch.run())
             group.create_task(self._catch_up())
@@ -283,11 +288,14 @@ class Runtime:
     async def _catch_up(self) -> None:
         """Begin with all resources once it is known what others wrote until a moment ago.
 
-        Edits do not wait for that.
+        Edits do not wait for that, and go first then.
         """
+        edited = first_lanes(self.cache.objects(DISAGG_DEPLOYMENT))[Lane.EDIT]
+        self._wake_all(edited, 0.0, urgent=True, lane=Lane.EDIT)
         self._views.doubt(await full_list.unread(self._kube, self.cache, self._settings.namespaces))
         self._views.believed = True
-        self._wake_all(set(self.cache.keys()), 0.0, urgent=True, lane=Lane.RESYNC)
+        for lane, keys in first_lanes(self.cache.objects(DISAGG_DEPLOYMENT)).items():
+            self._wake_all(keys, 0.0, urgent=True, lane=lane)
 
     async def resync(self) -> None:
         """List all watched kinds, repair the cache, and queue every resource. Raises KubeError."""
@@ -324,38 +332,22 @@ class Runtime:
         await asyncio.Event().wait()  # closed: the term is cancelled by `stop`
 
     async def _run(self, key: Key) -> None:
-        started, result, after_s, away = self._clock(), "ok", None, False
-        failure: tuple[str, str] | None = None
+        started, outcome, settings = self._clock(), RunOutcome(), self._settings
         try:
-            async with asyncio.timeout(self._settings.reconcile_timeout_s):
-                after_s = await self._reconciler.run(key)
-        except Conflict as error:
-            # Another client wrote between the read and the write: repeat soon, from a fresh read.
-            result, failure = "conflict", ("", str(error))
-            log.info("%s/%s: %s", *key, error)
-        except Terminating as error:
-            result, failure, after_s = "terminating", ("", str(error)), self._settings.resync_interval_s
-            log.info("%s/%s: %s", *key, error)
-        except KubeError as error:
-            result, away = type(error).__name__.lower(), isinstance(error, Retry)
-            failure = (RIGHT_MISSING if isinstance(error, Forbidden) else API_SERVER_ERROR, str(error))
-            after_s = error.after_s if isinstance(error, Retry) else None
-            log.warning("%s/%s: %s (failure %d)", *key, error, self.queue.state.failures(key) + 1)
-        except TimeoutError:
-            words = f"not done within {self._settings.reconcile_timeout_s:.0f} s"
-            result, failure, away = "timeout", (RECONCILE_TIMEOUT, words), True
-            log.warning("%s/%s: %s", *key, words)
+            async with asyncio.timeout(settings.reconcile_timeout_s):
+                outcome = RunOutcome(after_s=await self._reconciler.run(key))
         except Exception as error:
-            # A bug must affect one resource and not the whole operator.
-            result, failure = "bug", (INTERNAL_ERROR, f"{type(error).__name__}; the operator's log has the details")
-            log.exception("%s/%s: reconcile failed", *key)
+            outcome = outcome_of(error, timeout_s=settings.reconcile_timeout_s, resync_s=settings.resync_interval_s)
+            failures = self.queue.state.failures(key) + 1
+            bug = error if outcome.level == logging.ERROR else None
+            log.log(outcome.level, "%s/%s: %s (failure %d)", *key, outcome.words, failures, exc_info=bug)
         finally:
-            if failure is not None:
+            if outcome.failed:
                 self._views.doubt((key,))
-            if failure is not None and failure[0] and self._may_write():
-                await self._tell(key, *failure)
-            self.queue.done(key, failed=failure is not None, away=away, after_s=after_s)
-        self.metrics.reconciles.labels(result).inc()
+            if outcome.reason and self._may_write():
+                await self._tell(key, outcome.reason, outcome.told)
+            self.queue.done(key, failed=outcome.failed, away=outcome.away, after_s=outcome.after_s)
+        self.metrics.reconciles.labels(outcome.result).inc()
         self.metrics.reconcile_seconds.observe(self._clock() - started)
 
     async def _tell(self, key: Key, reason: str, message: str) -> None:

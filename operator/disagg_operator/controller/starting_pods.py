@@ -1,4 +1,4 @@
-"""Asks the workers that are not ready what keeps them from it.
+"""Asks the workers that are not ready what keeps them from it, and what they have loaded so far.
 
 A worker answers `info` before it is ready. If it knows why it cannot become ready (the field
 `problem` in docs/protocol.md), the reconcile of its deployment is woken, and status says so.
@@ -6,15 +6,20 @@ A worker answers `info` before it is ready. If it knows why it cannot become rea
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target, parse_json_object
 from disagg_operator.kube.cache import Cache
 from disagg_operator.kube.pods import address_of, http_port, identity_of, is_ready, pool_of
-from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, name_of, uid_of
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, labels_of, name_of, uid_of
+from disagg_operator.rollout.load_watch import PodLoad
+from disagg_operator.rollout.values import WorkersKey
 from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.labels import LABEL_REVISION
+from disagg_wire.load_progress import loaded_bytes
 from disagg_wire.ports import WORKER_PORT
 from disagg_wire.problems import PROBLEM, WorkerProblem, parse_problem
 from disagg_wire.protocol import INFO_PATH
@@ -67,11 +72,28 @@ class StartingPods:
         }
         bodies = await self._door.fetch(targets.values())
         now_s, before, self._told = self._clock(), self._told, {}
+        loaded: dict[str, int] = {}
         for pod, target in targets.items():
-            told = _told(bodies.get(target), before.get(pod), now_s)
+            body = bodies.get(target)
+            info = None if body is None else parse_json_object(body)
+            loaded[pod] = 0 if info is None else loaded_bytes(info)
+            told = _told(info, before.get(pod), now_s)
             if told is not None:
                 self._told[pod] = told
+        self._note_loads(loaded, now_s)
         self._publish(asked)
+
+    def _note_loads(self, loaded: Mapping[str, int], now_s: float) -> None:
+        """Note how much each worker has loaded, for the deadline of a rollout. It wakes nobody."""
+        for key, pods in self._cache.pods_by_deployment().items():
+            groups: dict[WorkersKey, list[PodLoad]] = {}
+            for pod in pods:
+                if pool_of(pod):
+                    group = groups.setdefault((pool_of(pod), labels_of(pod).get(LABEL_REVISION, "")), [])
+                    group.append(PodLoad(is_ready(pod), loaded.get(identity_of(pod), 0)))
+            resource = self._cache.get(DISAGG_DEPLOYMENT, key)
+            if resource is not None:
+                self._live.of(key, uid_of(resource)).loading.look(groups, now_s)
 
     def _publish(self, asked: dict[Key, list[Obj]]) -> None:
         keys = self._cache.keys()
@@ -104,9 +126,8 @@ def _can_answer(pod: Obj) -> bool:
     return running and bool(address_of(pod)) and not is_ready(pod) and not pod["metadata"].get("deletionTimestamp")
 
 
-def _told(body: str | None, before: _Told | None, now_s: float) -> _Told | None:
+def _told(info: Mapping[str, Any] | None, before: _Told | None, now_s: float) -> _Told | None:
     """Return what a worker says now, or what it said before if it does not answer."""
-    info = None if body is None else parse_json_object(body)
     if info is None:
         return before if before is not None and now_s - before.at_s <= _HOLDS_S else None
     problem = parse_problem(info.get(PROBLEM))

@@ -19,6 +19,7 @@ from disagg_operator.kube.pods import is_leaving, is_ready, is_terminating, pool
 from disagg_operator.kube.resources import DEPLOYMENT, NETWORK_ATTACHMENT, NODE, labels_of
 from disagg_operator.rollout import looking
 from disagg_operator.status import workloads
+from disagg_operator.status.image_digests import moved_tags
 from disagg_operator.status.network_check import Findings, needs_of, network_check
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.vocabulary import Key, Obj
@@ -71,6 +72,7 @@ class Looker:
             network=await self._network(plan, children, live, revisions),
             view=live.view,
             verdict=live.spared.verdict,
+            warnings=moved_tags(children.pods),
         )
 
     async def _network(

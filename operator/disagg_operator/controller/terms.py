@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from disagg_operator.controller.elector import Leadership
+from disagg_operator.kube.errors import KubeError
 
 log = logging.getLogger(__name__)
 
@@ -46,3 +47,21 @@ async def work_in_terms(
             return
         forget()
         log.warning("this operator does not lead any more")
+
+
+async def after_restores(
+    leadership: Leadership, resync: Callable[[], Awaitable[None]], pauses_s: Sequence[float] = (0.0, 30.0, 60.0)
+) -> None:
+    """List everything at once when the API server's data turn out to be those of a backup.
+
+    And twice more: the watches go on from versions that the store has not reached again, and tell
+    nothing until they hear that, which takes a minute.
+    """
+    while True:
+        await leadership.restored()
+        for pause_s in pauses_s:
+            await asyncio.sleep(pause_s)
+            try:
+                await resync()
+            except KubeError as error:
+                log.warning("after a restore: %s", error)

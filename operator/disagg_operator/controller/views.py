@@ -29,11 +29,13 @@ from disagg_operator.kube.resources import (
     name_of,
     namespace_of,
     resource_of,
+    uid_of,
 )
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
-# The operator may not watch Secrets. Each full list comes later than that, and finds a missing one.
+# The operator may not watch Secrets. `own_objects` looks for missing ones, and so does a run after
+# this time.
 _SECRET_HOLDS_S = 120.0
 
 
@@ -120,6 +122,17 @@ class Views:
             if (secret := children.get(SECRET.kind, _secret_of(key)[1])) is not None:
                 self._note(secret)
         return View(resource, children, self.door)
+
+    async def secret_is_lost(self, key: Key) -> bool:
+        """Read the Secret of a resource, and return whether it is another one than is known."""
+        name = _secret_of(key)
+        if (known := self._secrets.get(name)) is None:
+            return False
+        found = await self._kube.get(SECRET, *name)
+        if self._secrets.get(name) is not known or (found is not None and uid_of(found) == uid_of(known[0])):
+            return False
+        del self._secrets[name]
+        return True
 
     async def _secret(self, name: Key) -> list[Obj]:
         known = self._secrets.get(name)

@@ -27,6 +27,7 @@ Sink = Callable[[Resource, str | None, Obj], None]
 ListSink = Callable[[Listing], None]
 
 
+_LABELLED = tuple(resource for resource in KEPT if resource not in (DISAGG_DEPLOYMENT, DISAGG_POOL))
 # The longest pause between two attempts to list or watch, in seconds, before the jitter.
 _MAX_PAUSE_S = 16.0
 
@@ -107,10 +108,7 @@ def _watch(registry: kopf.OperatorRegistry, resource: Resource, sink: Sink) -> N
     async def on_event(event: kopf.RawEvent, **_: Any) -> None:
         sink(resource, event["type"], dict(event["object"]))
 
-    labels = None if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else {LABEL_DEPLOYMENT: kopf.PRESENT}
-    kopf.on.event(group, version, resource.plural, registry=registry, labels=labels, id=f"watch-{resource.plural}")(
-        on_event
-    )
+    kopf.on.event(group, version, resource.plural, registry=registry, id=f"watch-{resource.plural}")(on_event)
 
 
 def configure_kopf(settings: kopf.OperatorSettings, *, scans: bool, silence_s: float) -> None:
@@ -125,6 +123,9 @@ def configure_kopf(settings: kopf.OperatorSettings, *, scans: bool, silence_s: f
     settings.watching.client_timeout = 310
     settings.watching.connect_timeout = 10
     settings.watching.inactivity_timeout = silence_s
+    for resource in _LABELLED:  # the API server passes only what carries the label
+        group, _, version = resource.api_version.rpartition("/")
+        settings.watching.label_selectors[group, version, resource.plural] = LABEL_DEPLOYMENT
     settings.networking.error_backoffs = Pauses()
     settings.networking.request_timeout = 30
     settings.process.ultimate_exiting_timeout = None

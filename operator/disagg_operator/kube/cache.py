@@ -19,6 +19,7 @@ from disagg_operator.kube.resources import (
     DEPLOYMENT,
     DISAGG_DEPLOYMENT,
     DISAGG_POOL,
+    GROUP,
     NETWORK_POLICY,
     POD,
     POD_DISRUPTION_BUDGET,
@@ -35,7 +36,7 @@ from disagg_operator.vocabulary import UPDATE_RUNTIME, Key, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
 WATCHED = (DISAGG_DEPLOYMENT, DISAGG_POOL, DEPLOYMENT, POD)
-# Children of which only the deletion matters before the next full list.
+# Children of which it matters only that somebody else deletes or edits them.
 MISSED = (SERVICE, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, CONTROLLER_REVISION)
 KEPT = (*WATCHED, *MISSED)
 _BY_KIND = {resource.kind: resource for resource in KEPT}
@@ -77,9 +78,14 @@ class Cache:
 
     def put(self, resource: Resource, obj: Obj, newest: int | None = None) -> set[Key]:
         """Store an object that was created or has changed, unless a newer version is held."""
-        key, slim = _own_key(obj), self.note(resource, obj, newest)
-        if slim is None or resource in MISSED:
+        key = _own_key(obj)
+        held = self._objects[resource.kind].get(key)
+        slim = self.note(resource, obj, newest)
+        if slim is None:
             return set()
+        if resource in MISSED:  # the operator's own write is held since it was answered
+            edited = held is not None and held is not slim and _declared(held) != _declared(slim)
+            return concerned(resource, slim) if edited else set()
         before, version = self._prints[resource.kind].get(key, ("", 0)), version_of(obj)
         if version and before[1] == version:
             return set()
@@ -214,7 +220,10 @@ def fingerprint(resource: Resource, obj: Obj) -> str:
     status = obj.get("status") or {}
     if resource is DISAGG_DEPLOYMENT:
         common.append(annotations_of(obj).get(UPDATE_RUNTIME))
-    elif resource is DEPLOYMENT:
+    elif resource in (DISAGG_POOL, DEPLOYMENT):
+        common.append({k: v for k, v in annotations_of(obj).items() if GROUP in k})
+        common.append(meta.get("ownerReferences"))
+    if resource is DEPLOYMENT:
         common.append({k: v for k, v in status.items() if k != "conditions"})
         common.append([(c.get("type"), c.get("status"), c.get("reason")) for c in status.get("conditions") or []])
     elif resource is POD:
@@ -233,6 +242,12 @@ def _container_print(container: Obj) -> list[Any]:
         container.get("name"), container.get("ready"), container.get("restartCount"), waiting.get("reason"),
         ended.get("reason"), ended.get("exitCode"), ended.get("message"),
     ]  # fmt: skip
+
+
+def _declared(obj: Obj) -> Obj:
+    """Return what somebody has written of an object that has no generation to tell it."""
+    meta = {k: v for k, v in obj["metadata"].items() if k not in ("resourceVersion", "generation")}
+    return {**{k: v for k, v in obj.items() if k != "status"}, "metadata": meta}
 
 
 def _own_key(obj: Obj) -> Key:

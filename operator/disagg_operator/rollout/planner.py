@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from disagg_operator.rollout import telling
 from disagg_operator.rollout.board import Board
-from disagg_operator.rollout.progress import advanced, expired, room_wait_s
+from disagg_operator.rollout.progress import advanced, expired, last_moved_s, room_wait_s
 from disagg_operator.rollout.values import RolloutPlan, RolloutRules, RolloutState
 from disagg_wire.roles import ROLES
 
@@ -44,7 +44,7 @@ def plan(state: RolloutState, rules: RolloutRules) -> RolloutPlan:
         exchanging=_exchanges(board) and not any(board.kept(role) for role in ROLES),
         expired=late,
         progress=progress,
-        wake_s=_wake_s(board, progress.since_s if progress is not None and not late else None),
+        wake_s=_wake_s(board, last_moved_s(state, progress) if progress is not None and not late else None),
     )
 
 

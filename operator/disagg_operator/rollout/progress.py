@@ -120,4 +120,9 @@ def expired(state: RolloutState, rules: RolloutRules, progress: Progress | None,
     """
     if progress is None or waits or any(w.terminating for w in state.workers):
         return False
-    return state.now_s - progress.since_s > rules.deadline_s
+    return state.now_s - last_moved_s(state, progress) > rules.deadline_s
+
+
+def last_moved_s(state: RolloutState, progress: Progress) -> float:
+    """Return when a rollout last got on: by a step, or by what a worker has loaded of its model."""
+    return progress.since_s if state.moved_s is None else max(progress.since_s, state.moved_s)

@@ -23,6 +23,8 @@ class SteadyTimes:
 
     _seen_s: dict[Hashable, float] = field(default_factory=dict)
     """Monotonic times."""
+    _tried: tuple[str, float] = ("", 0.0)
+    """When the canary that is tried began, and the monotonic time of that."""
 
     def by_this_process(self, state: RolloutState, now_s: float) -> RolloutState:
         """Return the state with times as long ago as this process has seen them.
@@ -43,6 +45,16 @@ class SteadyTimes:
 
         progress = None if before is None else replace(before, since_s=since_s(_mark(before)))
         return replace(state, workers=tuple(map(seen, state.workers)), progress=progress)
+
+    def tried_for_s(self, since: str, now: str, now_s: float) -> float:
+        """Return for how long a canary has been tried that began at `since`, in RFC 3339.
+
+        The time until this process first sees it is that between two wall clocks, if there can be
+        such a time.
+        """
+        if self._tried[0] != since:
+            self._tried = since, now_s - max(0.0, epoch_s(now) - epoch_s(since))
+        return now_s - self._tried[1]
 
     def to_store(
         self, before: Progress | None, seen: Progress | None, made: Progress | None, now_s: float

@@ -95,6 +95,8 @@ class RolloutState:
     """Whether a pair of the target has moved KV; None if no router has reported lately."""
     now_s: float = 0.0
     progress: Progress | None = None
+    moved_s: float | None = None
+    """When a worker of the target last had loaded more of its model than ever before."""
 
     def devices_of(self, role: str) -> Devices:
         """Return what a worker of the target holds."""

@@ -165,7 +165,7 @@ def conditions(
         *_feasible(intent),
         effective,
         *intent.declared,
-        *_warning(intent),
+        *_warning((*intent.warnings, *observed.warnings)),
         _runtime(intent.runtime_update),
         _degraded(available, told, intent, observed),
         _ready([c for c in (*causes, available) if c is not network or not observed.network.tolerated], progressing),
@@ -178,12 +178,10 @@ def _accepted(intent: Intent) -> Condition:
     return Condition("Accepted", FALSE, intent.refusal[0], f"{intent.refusal[1]}; what was accepted last is served")
 
 
-def _warning(intent: Intent) -> list[Condition]:
-    """Return the Warning condition; none for a spec with which nothing is wrong."""
-    if not intent.warnings:
-        return []
-    message = "; ".join(message for _, message in intent.warnings)
-    return [Condition("Warning", TRUE, intent.warnings[0][0], message)]
+def _warning(warnings: Sequence[tuple[str, str]]) -> list[Condition]:
+    """Return the Warning condition; none for a resource with which nothing is wrong."""
+    message = "; ".join(message for _, message in warnings)
+    return [Condition("Warning", TRUE, warnings[0][0], message)] if warnings else []
 
 
 def _network(network: NetworkCheck) -> Condition:

@@ -70,6 +70,8 @@ class Observed:
     """The pairs as the routers report them; None if no ready router answered recently."""
     verdict: Verdict | None = None
     """Whether decode is spared what prefill has computed; None before there was traffic."""
+    warnings: tuple[tuple[str, str], ...] = ()
+    """(reason, message) of what is wrong with the pods although they serve."""
 
 
 def workload(

@@ -199,7 +199,7 @@ def seen(new: tuple[int, int], old: tuple[int, int]) -> Comparison:
 
 
 HERE = Circumstances(declared=True, restorable=True, paused=False, now=NOW)
-LATE = replace(HERE, now="2026-01-01T02:00:00Z")
+LATE = replace(HERE, passed_s=7200.0)
 ALIKE, WORSE, FEW = seen((100, 99), (900, 891)), seen((100, 70), (900, 891)), seen((5, 5), (900, 891))
 
 

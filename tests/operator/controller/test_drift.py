@@ -123,6 +123,17 @@ def test_what_the_api_server_keeps_is_no_drift_and_anything_else_is(wanted: Any,
     assert up_to_date(rendered, there) is same
 
 
+def test_an_entry_that_somebody_adds_to_a_selector_is_drift_and_one_of_other_maps_is_theirs() -> None:
+    rendered = {
+        "metadata": {"name": "a"},
+        "spec": {"selector": {"app": "a"}, "template": {"app": "a"}, "podSelector": {}},
+    }
+    there = stamped(rendered)
+    assert up_to_date(rendered, {**there, "spec": {"selector": {"app": "a"}, "template": {"app": "a", "x": "y"}}})
+    assert not up_to_date(rendered, {**there, "spec": {**rendered["spec"], "selector": {"app": "a", "x": "y"}}})
+    assert not up_to_date(rendered, {**there, "spec": {**rendered["spec"], "podSelector": {"matchLabels": {"x": "y"}}}})
+
+
 def test_a_status_is_never_applied_and_no_drift() -> None:
     rendered = {"metadata": {"name": "a"}, "status": {"phase": "Ready"}}
     assert up_to_date(rendered, stamped(rendered) | {"status": {"phase": "Failed"}})

@@ -227,3 +227,33 @@ async def test_an_operator_without_a_lease_always_leads() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await alone.lost()
+
+
+async def test_a_lease_that_is_older_than_before_is_that_of_a_backup() -> None:
+    door, clock = Door(), Clock()
+    async with Running(candidate(door, clock)) as elector:
+        await soon(elector.gained())
+        await looks(door, 5)
+        told = asyncio.create_task(elector.restored())
+        await looks(door, 5)
+        assert not told.done()
+        door.version = 1
+        door.touch(holderIdentity="a")
+        await soon(told)
+        again = asyncio.create_task(elector.restored())
+        await looks(door, 5)
+        assert not again.done()
+        again.cancel()
+
+
+async def test_a_backup_from_before_the_lease_is_one_as_well_and_a_deletion_is_none() -> None:
+    door, clock = Door(), Clock()
+    async with Running(candidate(door, clock)) as elector:
+        await soon(elector.gained())
+        await looks(door, 5)
+        told = asyncio.create_task(elector.restored())
+        door.lease = None
+        await looks(door, 6)
+        assert not told.done()
+        door.lease, door.version = None, 0
+        await soon(told)

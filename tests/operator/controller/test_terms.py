@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from disagg_operator.controller.terms import work_in_terms
+from disagg_operator.controller.terms import after_restores, work_in_terms
+from disagg_operator.kube.errors import Retry
 
 
 class Chair:
@@ -30,6 +31,10 @@ class Chair:
 
     def refused(self) -> str | None:
         return None
+
+    async def restored(self) -> None:
+        await self.given.wait()
+        self.given.clear()
 
     async def work(self) -> None:
         self.told.append("begins")
@@ -97,3 +102,23 @@ async def test_a_bug_ends_the_work_and_is_raised() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         await asyncio.wait_for(chair.terms(fails), 10)
     assert chair.told == ["leads", "leaves", "closed"]
+
+
+async def test_after_a_restore_everything_is_listed_at_once_and_again_even_if_a_list_fails() -> None:
+    chair, lists = Chair(), asyncio.Semaphore(0)
+
+    async def resync() -> None:
+        lists.release()
+        raise Retry("away")
+
+    running = asyncio.create_task(after_restores(chair, resync, (0.0, 0.0)))
+    await asyncio.sleep(0)
+    assert lists.locked()
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            chair.given.set()
+            for _ in range(2):
+                await lists.acquire()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert lists.locked()

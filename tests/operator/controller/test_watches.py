@@ -5,8 +5,12 @@ from __future__ import annotations
 import itertools
 
 import kopf
+from kopf._cogs.structs.references import Resource as KopfResource
 
 from disagg_operator.controller.watches import Pauses, configure_kopf
+from disagg_operator.kube.cache import KEPT
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL
+from disagg_wire.labels import LABEL_DEPLOYMENT
 
 
 def test_attempts_never_end_and_come_apart() -> None:
@@ -27,3 +31,12 @@ def test_kopf_uses_them_and_opens_silent_streams_anew() -> None:
     configure_kopf(settings, scans=True, silence_s=70.0)
     assert isinstance(settings.networking.error_backoffs, Pauses)
     assert settings.watching.inactivity_timeout == 70.0
+
+
+def test_the_api_server_passes_only_what_carries_our_label() -> None:
+    settings = kopf.OperatorSettings()
+    configure_kopf(settings, scans=True, silence_s=70.0)
+    for kind in KEPT:
+        group, _, number = kind.api_version.rpartition("/")
+        chosen = settings.watching.label_selectors.collect(KopfResource(group, number, kind.plural, namespaced=True))
+        assert [*chosen] == ([] if kind in (DISAGG_DEPLOYMENT, DISAGG_POOL) else [LABEL_DEPLOYMENT])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from disagg_operator.kube.cache import MISSED, WATCHED, Cache, is_kept, version_of
+from disagg_operator.kube.cache import MISSED, Cache, is_kept, version_of
 from disagg_operator.kube.listings import Listing
 from disagg_operator.kube.resources import (
     DEPLOYMENT,
@@ -151,13 +151,35 @@ def test_a_pod_wakes_its_deployment_when_a_container_ends() -> None:
         assert cache.put(POD, seen(kind, {"terminated": {"exitCode": 1, "reason": "Error", "message": "x"}})) == set()
 
 
-def test_of_other_children_only_the_deletion_wakes() -> None:
+@pytest.mark.parametrize("kind", MISSED, ids=lambda kind: kind.kind)
+def test_of_other_children_deletions_and_edits_of_others_wake(kind: Resource) -> None:
     cache = Cache()
-    assert not set(MISSED) & set(WATCHED)
-    for kind in MISSED:
-        assert cache.put(kind, pod()) == set()
-        assert cache.drop(kind, pod()) == {KEY}
-        assert cache.drop(kind, pod(labels={})) == set()
+    made, edited = version(pod(), 5), version({**pod(), "rules": []}, 6)
+    assert cache.put(kind, made) == set()
+    assert cache.put(kind, edited) == {KEY}
+    assert cache.put(kind, edited) == set()
+    status_alone = version({**edited, "status": {"disruptionsAllowed": 1}}, 7)
+    assert cache.put(kind, status_alone) == set()
+    assert cache.put(kind, version(status_alone, 8, labels={**LABELS, "a": "b"})) == {KEY}
+    cache.note(kind, version({**pod(), "rules": ["ours"]}, 9))
+    assert cache.put(kind, version({**pod(), "rules": ["ours"]}, 9)) == set()
+    assert cache.put(kind, version({**pod(), "rules": ["late"]}, 8)) == set()
+    assert cache.drop(kind, pod()) == {KEY}
+    assert cache.drop(kind, pod(labels={})) == set()
+
+
+@pytest.mark.parametrize("kind", [DEPLOYMENT, DISAGG_POOL], ids=lambda kind: kind.kind)
+def test_marks_of_the_operator_and_owners_that_somebody_removes_wake(kind: Resource) -> None:
+    cache = Cache()
+    meta = {"name": "d", "namespace": "n", "uid": "d", "labels": LABELS, "ownerReferences": [{"uid": "u"}]}
+    for marks, owners, woken in (
+        ({"disagg.dev/served": "yes", "other": "1"}, [{"uid": "u"}], {KEY}),
+        ({"disagg.dev/served": "yes", "other": "2"}, [{"uid": "u"}], set()),
+        ({"other": "2"}, [{"uid": "u"}], {KEY}),
+        ({"other": "2"}, [], {KEY}),
+    ):
+        seen = {"metadata": {**meta, "annotations": marks, "ownerReferences": owners}}
+        assert cache.put(kind, seen) == woken
 
 
 def version(obj: dict[str, Any], number: int, **meta: Any) -> dict[str, Any]:

@@ -60,6 +60,18 @@ def test_a_step_counts_from_when_it_is_made() -> None:
     assert times.to_store(STORED, seen.progress, None, 75.0) is None
 
 
+def test_a_canary_is_tried_for_as_long_as_it_is_seen_to_be() -> None:
+    times, since = SteadyTimes(), "2026-01-01T00:00:00Z"
+    assert times.tried_for_s(since, since, 50.0) == 0.0
+    for jumped in ("2026-01-01T09:00:00Z", "2025-12-31T12:00:00Z"):
+        assert times.tried_for_s(since, jumped, 80.0) == 30.0
+    # Another process begins with the time between two wall clocks.
+    assert SteadyTimes().tried_for_s(since, "2026-01-01T00:10:00Z", 7.0) == 600.0
+    assert SteadyTimes().tried_for_s(since, "2025-12-31T12:00:00Z", 7.0) == 0.0
+    # One that begins anew counts from then on.
+    assert times.tried_for_s("2026-01-01T01:00:00Z", "2026-01-01T01:00:05Z", 100.0) == 5.0
+
+
 @pytest.mark.parametrize("rollout", [None, [], {}, {"lastProgressTime": "soon"}])
 def test_what_makes_no_sense_in_a_status_is_no_progress(rollout: Any) -> None:
     assert progress_of({"status": {"rollout": rollout}}) is None

@@ -18,6 +18,7 @@ from disagg_protocol.errors import InvalidInput
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket
 from disagg_wire.fabric import FABRIC
+from disagg_wire.load_progress import LOADING, loading_json
 from disagg_wire.protocol import FEATURE_PREFILL_TRANSPORTS, FEATURES, LAST_RESORT, PROTOCOL_VERSION
 from disagg_wire.roles import Role
 from disagg_wire.room import Room
@@ -227,7 +228,7 @@ class Worker(Endpoint):
             answer[FABRIC] = self.fabric
         if self.node is None:
             if self.loading is not None:
-                answer["loading"] = {"read_bytes": self.loading.read_bytes, "total_bytes": self.loading.total_bytes}
+                answer[LOADING] = loading_json(self.loading.read_bytes, self.loading.total_bytes)
             return answer
         engine, load = self.node.engine, self.node.engine.load()
         model, moved = engine.model, self.node.usage.last
