@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from disagg_router.objectives import Objectives
 from disagg_wire import series
+from disagg_wire.rate_limits import Limited
 from disagg_wire.version import BUILD_INFO_HELP, build_labels
 
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -148,6 +149,9 @@ class Metrics:
         )
         self._count_faults()
         self.weakened = Counter(series.ROUTER_WEAKENED, "Promises weakened by failovers", [series.WHAT], registry=r)
+        self.limited = Counter(
+            series.ROUTER_LIMITED, "Requests over a limit of their API key", [series.LIMIT], registry=r
+        )
         self.held = Counter(series.ROUTER_HELD, "Waits for a model that nobody served", [series.OUTCOME], registry=r)
         self.stalled = Counter(series.ROUTER_STALLED_CLIENTS, "Clients cut off for reading nothing", registry=r)
         self.prompt_tokens = Counter(series.ROUTER_PROMPT_TOKENS, "Prompt tokens served", registry=r)
@@ -198,6 +202,8 @@ class Metrics:
             self.weakened.labels(what)
         for reason in (series.WORKER_SILENT, series.WORKER_HUNG, series.WORKER_LOST):
             self.given_up.labels(reason)
+        for limited in Limited:
+            self.limited.labels(limited)
         for outcome in (series.SERVED, series.REFUSED, series.EXPIRED, series.CANCELLED):
             self.held.labels(outcome)
         for objective, limit in ((series.TTFT, self._objectives.ttft_s), (series.TPOT, self._objectives.tpot_s)):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from disagg_router.key_file import ApiKey, KeyFileError, parse
 from disagg_router.objectives import Objectives
 from disagg_wire.cluster_key import ClusterKeyError, bearer_of, read_key
 from disagg_wire.environment import RouterVariable, fields_in, variable_of
@@ -88,8 +89,9 @@ class Settings(BaseModel):
     max_attempts: int = Field(4, ge=1, le=32, description="The number of failed attempts after which a request fails.")
     api_keys_file: Path | None = Field(
         None,
-        description="The file with the accepted API keys, separated by white space. It is read again when it changes."
-        " Without a file, no key is required.",
+        description="The file with the accepted API keys, separated by white space, or a JSON object with a list `keys`"
+        " of objects: `key`, `limits` (`requestsPerMinute`, `tokensPerMinute`, `concurrency`) and `priority`. It is"
+        " read again when it changes. Without a file, no key is required.",
     )
     max_body_bytes: int = Field(
         8 << 20, ge=1024, le=1 << 30, description="The largest accepted body of a request, in bytes."
@@ -258,20 +260,19 @@ class Settings(BaseModel):
         except ClusterKeyError as error:
             raise SettingsError(f"{RouterVariable.CLUSTER_KEY_FILE}: {error}") from None
 
-    def api_keys(self) -> tuple[str, ...]:
+    def api_keys(self) -> tuple[ApiKey, ...]:
         """Return the accepted API keys, or () if none are required.
 
-        Raises SettingsError for a file that holds none.
+        Raises SettingsError for a file that cannot be used.
         """
         if self.api_keys_file is None:
             return ()
         try:
-            lines = self.api_keys_file.read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{RouterVariable.API_KEYS_FILE}: {error}") from None
-        if not lines:
-            raise SettingsError(f"{RouterVariable.API_KEYS_FILE}: holds no key")
-        return tuple(lines)
+            return parse(self.api_keys_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, KeyFileError) as error:
+            # The error of a text that is no UTF-8 has its bytes.
+            why = "is no UTF-8" if isinstance(error, UnicodeDecodeError) else error
+            raise SettingsError(f"{RouterVariable.API_KEYS_FILE}: {why}") from None
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:

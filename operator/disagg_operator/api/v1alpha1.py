@@ -81,7 +81,8 @@ class RouterSpec(Model):
     service: RouterService = Field(RouterService(), description="The Service in front of the router.")
     api_keys_secret_ref: SecretRef | None = Field(
         None,
-        description="Secret whose key holds accepted API keys, one a line. Default: none asked.",
+        description="Secret whose key holds accepted API keys, one a line, or as JSON with the limits of each "
+        "(docs/operator.md). Default: none asked.",
     )
     local_prefill_max_tokens: int | None = Field(
         None,

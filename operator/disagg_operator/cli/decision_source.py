@@ -12,15 +12,19 @@ import re
 from pathlib import Path
 
 from disagg_operator.autoscaling.records import decision_records
+from disagg_operator.controller.decisions_right import KEY_HEADER, key_in, secret_name
 from disagg_operator.kube import credentials
 from disagg_operator.kube.client import HttpKube
-from disagg_operator.kube.errors import KubeError
-from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, POD, name_of, namespace_of
+from disagg_operator.kube.errors import Forbidden, KubeError
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, POD, SECRET, name_of, namespace_of
 from disagg_operator.vocabulary import Obj
 from disagg_wire.ports import OPERATOR_HEALTH_PORT
 
 _OPERATOR = "app.kubernetes.io/name=disagg-operator"
+_LEASE_NAME = "DISAGG_LEASE_NAME"
 _SCALER = "scaler/"
+# An operator asks for the Secret no more often than this.
+_READ_AGAIN_S = 5.0
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -100,6 +104,35 @@ def _text(path: Path) -> str:
         raise SourceError(f"{path}: is no text, as records are") from None
 
 
+async def _page(kube: HttpKube, pod: Obj, path: str) -> str:
+    """Return the records that one operator has. Raises KubeError, and SourceError without the right
+    to them.
+    """
+    namespace, name = str(namespace_of(pod)), secret_name(_lease_name(pod))
+    key, may_get, tries = None, True, 3
+    while tries and may_get:
+        tries -= 1
+        try:
+            key = key_in(await kube.get(SECRET, namespace, name))
+        except Forbidden:  # an operator of an earlier release asks for no key
+            may_get = False
+        try:
+            return await kube.pod_page(namespace, name_of(pod), OPERATOR_HEALTH_PORT, path, {KEY_HEADER: key} if key else None)
+        except Forbidden as error:
+            if KEY_HEADER not in str(error):
+                raise
+        # Whoever leads has just made the Secret; one that stands by has looked too recently.
+        if key is not None and tries:
+            await asyncio.sleep(_READ_AGAIN_S)
+    raise SourceError(f"decisions are for those who may get the Secret {name} in the namespace {namespace}")
+
+
+def _lease_name(pod: Obj) -> str:
+    containers = (pod.get("spec") or {}).get("containers") or []
+    given = {e.get("name"): e.get("value") for c in containers for e in c.get("env") or []}
+    return str(given.get(_LEASE_NAME) or "disagg-operator")
+
+
 async def _fetch(namespace: str | None, name: str) -> str:
     found = credentials.load(os.environ)
     kube = HttpKube(found, attempts=1)
@@ -109,15 +142,12 @@ async def _fetch(namespace: str | None, name: str) -> str:
             raise SourceError(f"{name} is not a file, and no running pod of the cluster has the label {_OPERATOR}")
         # Names of resources have no underscore.
         path = f"decisions/{namespace or found.namespace}/{name.replace(_SCALER, 'scaler_', 1)}"
-        pages = await asyncio.gather(
-            *(kube.pod_page(str(namespace_of(pod)), name_of(pod), OPERATOR_HEALTH_PORT, path) for pod in pods),
-            return_exceptions=True,
-        )
+        pages = await asyncio.gather(*(_page(kube, pod, path) for pod in pods), return_exceptions=True)
     finally:
         await kube.close()
     texts = [page for page in pages if isinstance(page, str)]
     for problem in (page for page in pages if isinstance(page, BaseException)):
         # An operator that does not answer may be one that stands by.
-        if not texts or not isinstance(problem, KubeError):
+        if not texts or not isinstance(problem, (KubeError, SourceError)):
             raise problem
     return decision_records.merged(texts)

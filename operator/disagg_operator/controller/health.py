@@ -1,7 +1,7 @@
 """The HTTP server of the operator.
 
 It serves /livez and /healthz to the kubelet, /metrics to Prometheus, and /decisions/NAMESPACE/NAME
-to `disagg explain`.
+to `disagg explain` of whoever has the right to it (decisions_right.py).
 """
 
 from __future__ import annotations
@@ -11,9 +11,15 @@ from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
+from disagg_operator.controller.decisions_right import KEY_HEADER, DecisionsRight, Secrets
 from disagg_operator.controller.guarded_server import GuardedServer
 from disagg_operator.kube.resources import segment
+from disagg_operator.settings import OperatorSettings
 from disagg_operator.vocabulary import Key
+
+# The records of one resource have up to 16 MiB, and a reader may be slow.
+_READERS, _WAIT_S, _READ_S = 2, 10.0, 60.0
+_PIECE = 1 << 18
 
 
 class HealthServer:
@@ -25,21 +31,24 @@ class HealthServer:
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        settings: OperatorSettings,
+        kube: Secrets,
+        clock: Callable[[], float],
         sick: Callable[[], str | None],
         useless: Callable[[], str | None],
         metrics_text: Callable[[], bytes],
         decisions: Callable[[Key, float], Iterable[bytes]],
     ) -> None:
-        self._host = host
-        self._port = port
+        self._host = settings.health_host
+        self._port = settings.health_port
         self._sick = sick
         self._useless = useless
         self._metrics_text = metrics_text
         self._records = decisions
+        self._right = DecisionsRight(kube, settings.lease_namespace, settings.lease_name, clock)
+        self._readers = asyncio.Semaphore(_READERS)
         self._server: GuardedServer | None = None
-        self.port = port
+        self.port = settings.health_port
 
     async def start(self) -> None:
         self._server = GuardedServer(
@@ -62,16 +71,35 @@ class HealthServer:
     async def _healthz(self, _: web.Request) -> web.Response:
         return _verdict(self._useless())
 
-    async def _decisions(self, request: web.Request) -> web.Response:
+    async def _decisions(self, request: web.Request) -> web.StreamResponse:
         """Return the records from `?since=<epoch seconds>` on as JSON lines, oldest first."""
+        if not await self._right.has(request.headers.get(KEY_HEADER, ""), request.remote):
+            return web.json_response({"message": f"{KEY_HEADER} is missing or wrong"}, status=401)
         namespace, name = request.match_info["namespace"], request.match_info["name"]
         try:
             since_s = float(request.query.get("since", "0"))
             key = (segment(namespace), segment(name))
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                await self._readers.acquire()
+        except TimeoutError:
+            return web.json_response({"message": "others read now"}, status=503, headers={"Retry-After": "10"})
+        try:
+            async with asyncio.timeout(_READ_S):
+                return await self._send(request, key, since_s)
+        finally:
+            self._readers.release()
+
+    async def _send(self, request: web.Request, key: Key, since_s: float) -> web.StreamResponse:
         body = await asyncio.to_thread(lambda: b"".join(self._records(key, since_s)))
-        return web.Response(body=body, content_type="application/jsonl")
+        answer = web.StreamResponse(headers={"Content-Type": "application/jsonl", "Content-Length": str(len(body))})
+        await answer.prepare(request)
+        for at in range(0, len(body), _PIECE):
+            await answer.write(body[at : at + _PIECE])
+        await answer.write_eof()
+        return answer
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics_text(), headers={"Content-Type": "text/plain; version=0.0.4"})

@@ -115,9 +115,8 @@ class Runtime:
         self._scalers = ScalerPart(settings, kube, self._decision_log, self.metrics, clock, self._epoch, wall, new_id)
         self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
         self._health = HealthServer(
-            settings.health_host, settings.health_port, self.sick, self.useless, self._metrics_text,
-            self._decision_log.read,
-        )  # fmt: skip
+            settings, kube, clock, self.sick, self.useless, self._metrics_text, self._decision_log.read
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._swept_at = self._synced_at = clock()
         self.listed = asyncio.Event()

@@ -268,7 +268,9 @@ class HttpKube:
                     raise
         raise Retry(f"{what}: gave up after {attempts} attempts")
 
-    async def pod_page(self, namespace: str, pod: str, port: int, path: str) -> str:
+    async def pod_page(
+        self, namespace: str, pod: str, port: int, path: str, headers: Mapping[str, str] | None = None
+    ) -> str:
         """Return the answer of a pod to a GET of `path` through the API server's proxy.
 
         Raises KubeError.
@@ -276,7 +278,7 @@ class HttpKube:
         url = f"{POD.path(namespace, pod)}:{port}/proxy/{path.lstrip('/')}"
         try:
             async with asyncio.timeout(self._deadline_s):
-                answer = await self._connections.send("GET", url)
+                answer = await self._connections.send("GET", url, headers=headers)
         except Unanswered as error:
             raise Retry(f"GET {url}: {error}") from error
         except TimeoutError:

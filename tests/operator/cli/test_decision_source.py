@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from tests.operator.cli.test_explain_command import recorded, run
 
+from disagg_operator.cli import decision_source
 from disagg_operator.cli.entry import main
+from disagg_operator.controller.decisions_right import KEY_HEADER
 
 __all__ = ["recorded"]
 
@@ -23,6 +26,12 @@ class Cluster(ThreadingHTTPServer):
     pages: dict[str, str | None] = {}
     namespace = "default"
     """That of the deployment."""
+    key = ""
+    """What the operators ask for; "" for operators of earlier releases."""
+    secret: int | str = 404
+    """The answer for the Secret: the key in it, or a status."""
+    makes: str = ""
+    """What is in the Secret once an operator was asked."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -31,8 +40,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/api/v1/pods":
-            pods = [{"metadata": {"name": n, "namespace": "sys"}, "status": {"phase": "Running"}} for n in self._names]
+            spec = {"containers": [{"env": [{"name": "DISAGG_LEASE_NAME", "value": "op"}]}]}
+            status = {"phase": "Running"}
+            pods = [{"metadata": {"name": n, "namespace": "sys"}, "spec": spec, "status": status} for n in self._names]
             return self._answer(200, json.dumps({"items": pods}))
+        if path == "/api/v1/namespaces/sys/secrets/op-decisions":
+            if isinstance(self.server.secret, int):
+                return self._answer(self.server.secret, '{"message": "secrets is forbidden"}')
+            content = base64.b64encode(self.server.secret.encode()).decode()
+            return self._answer(200, json.dumps({"data": {"key": content}}))
+        if "/proxy/decisions/" in path and self.headers.get(KEY_HEADER, "") != self.server.key:
+            self.server.secret = self.server.makes or self.server.secret
+            return self._answer(401, json.dumps({"message": f"{KEY_HEADER} is missing or wrong"}))
         for name in self._names:
             if path == f"/api/v1/namespaces/sys/pods/{name}:8081/proxy/decisions/{self.server.namespace}/chat":
                 page = self.server.pages[name]
@@ -92,3 +111,36 @@ def test_the_deployment_is_in_the_namespace_of_the_context_unless_one_is_named(
     assert "workers of work expected" in run(capsys, "explain", "chat")
     cluster.namespace = "team-b"
     assert "workers of work expected" in run(capsys, "explain", "chat", "-n", "team-b")
+
+
+KEY = "k" * 64
+
+
+@pytest.mark.parametrize(("secret", "makes"), [(KEY, ""), (404, KEY), ("o" * 64, KEY)], ids=["is", "is made", "is new"])
+def test_whoever_may_get_the_secret_reads_the_decisions(
+    cluster: Cluster, recorded: str, capsys: pytest.CaptureFixture[str], secret: int | str, makes: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(decision_source, "_READ_AGAIN_S", 0.0)
+    cluster.pages = {"operator-1": recorded}
+    cluster.key, cluster.secret, cluster.makes = KEY, secret, makes
+    assert "workers of work expected" in run(capsys, "explain", "chat")
+
+
+@pytest.mark.parametrize("secret", [403, 404, "o" * 64])
+def test_whoever_may_not_learns_which_right_it_takes(
+    cluster: Cluster, recorded: str, secret: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision_source, "_READ_AGAIN_S", 0.0)
+    cluster.pages = {"operator-1": recorded}
+    cluster.key, cluster.secret = KEY, secret
+    with pytest.raises(SystemExit, match=r"may get the Secret op-decisions in the namespace sys"):
+        main(["explain", "chat"])
+
+
+def test_operators_of_earlier_releases_ask_for_no_key(
+    cluster: Cluster, recorded: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.pages = {"operator-1": recorded}
+    cluster.key, cluster.secret = "", 403
+    assert "workers of work expected" in run(capsys, "explain", "chat")

@@ -338,3 +338,15 @@ def test_a_reservation_shares_what_was_computed_and_takes_free_blocks_only_for_t
     run.queues.unreserve(holding)
     assert (run.store.free, run.queues.committed) == (free, 1)
     assert run.queues.start_names([], "") == []
+
+
+def test_the_salts_of_one_key_have_one_share_of_the_batches() -> None:
+    run = Run(0, prefix_cache=False)
+    for i in range(4):
+        run.queues.add_local(run.sequence(8, 1, f"many:{i}", of=i))
+    few = run.sequence(8, 1, "few:0", of=9)
+    run.queues.add_local(few)
+    for _ in range(10):
+        run.turn()
+    assert len(run.ended) == 5
+    assert run.ended.index(few) <= 1

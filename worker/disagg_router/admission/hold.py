@@ -12,13 +12,15 @@ import math
 import time
 from collections.abc import Callable
 
-from disagg_router.admission.backlog import Backlog
+from disagg_router.admission.asker import NOBODY, Asker
+from disagg_router.admission.backlog import Backlog, Place
 from disagg_router.admission.demand import Demand
 from disagg_router.errors import ApiError
 from disagg_wire import series
 
 # The least and the most that a client is told to wait, in seconds.
 _RETRY_AFTER_S = (5, 3600)
+_TOO_MANY = "too many requests wait"
 
 
 class Hold:
@@ -69,6 +71,7 @@ class Hold:
         deadline_s: float = math.inf,
         returning: bool = False,
         asks: bool = True,
+        asker: Asker = NOBODY,
     ) -> None:
         """Return when `ready` holds, for a request for the model `name` that waits since monotonic
         `since_s`. Unless it `asks`, nobody learns that workers are wanted.
@@ -83,26 +86,27 @@ class Hold:
             raise self._not_served(name, self._ended_why)
         if asks:
             self.demand.note()
-        outcome = series.CANCELLED
+        outcome, place = series.CANCELLED, Place(size_bytes, asker, returning)
         try:
-            if not returning and not self._backlog.has_room(size_bytes):
+            if not returning and not self._backlog.make_room(place):
                 outcome = series.REFUSED
-                raise self._not_served(name, "too many requests wait")
-            with self._backlog.holds(size_bytes):
+                raise self._not_served(name, _TOO_MANY)
+            with self._backlog.holds(place):
                 outcome = series.EXPIRED
                 try:
-                    await self._until(ready, name, since_s + self.max_wait_s, deadline_s, asks=asks)
+                    await self._until(ready, name, since_s + self.max_wait_s, deadline_s, place, asks=asks)
                 except asyncio.CancelledError:
                     outcome = series.CANCELLED
                     raise
                 outcome = series.SERVED
         finally:
-            self._ended(outcome)
+            self._ended(series.REFUSED if place.pushed_out else outcome)
 
     async def _until(
-        self, ready: Callable[[], bool], name: str, until_s: float, deadline_s: float, *, asks: bool
+        self, ready: Callable[[], bool], name: str, until_s: float, deadline_s: float, place: Place, *, asks: bool
     ) -> None:
         waiter = asyncio.Event()
+        place.told = waiter.set
         if asks:
             self._asking.add(waiter)
         if not self._waiters:
@@ -110,8 +114,8 @@ class Hold:
         self._waiters.add(waiter)
         try:
             while not ready():
-                if self._ended_why:
-                    raise self._not_served(name, self._ended_why)
+                if self._ended_why or place.pushed_out:
+                    raise self._not_served(name, self._ended_why or _TOO_MANY)
                 left_s = min(until_s, deadline_s) - time.monotonic()
                 if left_s <= 0 and deadline_s < until_s:
                     message = f"no worker served the model {name!r} before the request's deadline"

@@ -15,6 +15,8 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 
+from disagg_router.admission.asker import NOBODY, Asker
+
 # Entries of requests that have left are dropped when they reach the head of a heap. They are
 # dropped all at once when they outnumber the other entries by this many.
 _MAX_STALE = 64
@@ -35,6 +37,8 @@ class Turn:
     """The time by which its first token should be out; None for a request without a deadline."""
     alone_s: float = 0.0
     """The seconds that its first token takes to compute when nothing else runs."""
+    asker: Asker = NOBODY
+    """The line in which it waits, beside those of others (fair_order.py)."""
 
     @property
     def ranked_s(self) -> float:
@@ -78,6 +82,9 @@ class Ordered:
 
     def __len__(self) -> int:
         return len(self._here)
+
+    def __contains__(self, turn: Turn) -> bool:
+        return turn.number in self._here
 
     def join(self, turn: Turn) -> None:
         self._here[turn.number] = turn

@@ -1,4 +1,4 @@
-"""The queue in front of full pools: bounded, ordered (turn_order.py), and every wait has a
+"""The queue in front of full pools: bounded, ordered (fair_order.py), and every wait has a
 deadline.
 """
 
@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from disagg_router.admission.backlog import Backlog
-from disagg_router.admission.turn_order import Ordered, Turn
+from disagg_router.admission.asker import NOBODY, Asker
+from disagg_router.admission.backlog import Backlog, Place
+from disagg_router.admission.fair_order import FairOrder
+from disagg_router.admission.turn_order import Turn
 from disagg_router.errors import ApiError
 
 # Room can appear without a sign to this router, for example when a request of another router ends,
@@ -32,15 +34,20 @@ class _Waiter:
     pool: str
     leaves: Callable[[], bool]
     max_wait_s: float
+    place: Place
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     may_try: bool = False
+
+
+def _full() -> ApiError:
+    return ApiError(429, "the queue is full; try again later", code="queue_full", retry_after_s=1)
 
 
 class AdmissionQueue:
     """The requests that found no room, in one order for both pools, because every request needs
     both.
 
-    The order is that of arrival if `patience_s` is 0.
+    Within the requests of one API key, the order is that of arrival if `patience_s` is 0.
 
     Only the first is woken: by `wake`, or after a short while. When it leaves, the next one becomes
     the first. Room that appears while it tries is kept for it: it may have asked a moment too early
@@ -50,7 +57,7 @@ class AdmissionQueue:
     def __init__(self, backlog: Backlog, max_wait_s: float, patience_s: float = 0.0) -> None:
         self._backlog = backlog
         self._max_wait_s = max_wait_s
-        self._order = Ordered(patience_s)
+        self._order = FairOrder(patience_s)
         self._waiters: dict[int, _Waiter] = {}
         self._waiting: Counter[str] = Counter()
         # The requests that ask for room now, and that have waited or were let in before a waiting
@@ -58,12 +65,19 @@ class AdmissionQueue:
         self._trying: dict[int, Turn] = {}
         self._kept = False  # room appeared in the meantime
 
-    def turn(self) -> Turn:
+    def turn(self, asker: Asker = NOBODY) -> Turn:
         """Return a place in the order, which the request keeps for all of its waits.
 
-        Its due time may be set later, before it waits.
+        Its due time may be set later, before it waits. `over` is to be called when it has ended.
         """
-        return Turn(self._backlog.number(), time.monotonic())
+        turn = Turn(self._backlog.number(), time.monotonic(), asker=asker)
+        self._order.came(turn)
+        return turn
+
+    def over(self, turn: Turn, tokens: int) -> None:
+        """Record that a request has ended, for which so many tokens were computed."""
+        self.gone(turn)
+        self._order.went(turn, tokens)
 
     def waiting(self, pool: str) -> int:
         return self._waiting[pool]
@@ -122,7 +136,7 @@ class AdmissionQueue:
         self.wake()
 
     def gone(self, turn: Turn) -> None:
-        """Record that a request is over for any reason; if it was trying, the next one may try."""
+        """Record that a request does not try any more; if it did, the next one may."""
         if turn.number in self._trying:
             self.settled(turn)
 
@@ -151,11 +165,13 @@ class AdmissionQueue:
         that have filled the queue in the meantime do not push it out. `max_wait_s` is the longest
         wait if it is another one than that of the queue.
         """
-        if not returning and not self._backlog.has_room(size_bytes):
-            raise ApiError(429, "the queue is full; try again later", code="queue_full", retry_after_s=1)
-        with self._backlog.holds(size_bytes):
-            longest_s = self._max_wait_s if max_wait_s is None else max_wait_s
-            await self._wait(_Waiter(turn, pool, leaves, longest_s), since_s, deadline_s)
+        place = Place(size_bytes, turn.asker, returning)
+        if not returning and not self._backlog.make_room(place):
+            raise _full()
+        waiter = _Waiter(turn, pool, leaves, self._max_wait_s if max_wait_s is None else max_wait_s, place)
+        place.told = waiter.woken.set
+        with self._backlog.holds(place):
+            await self._wait(waiter, since_s, deadline_s)
 
     async def _wait(self, waiter: _Waiter, since_s: float, deadline_s: float) -> None:
         turn, pool = waiter.turn, waiter.pool
@@ -186,6 +202,8 @@ class AdmissionQueue:
         """Return when the waiter is the first and was woken, or has been the first for a while."""
         retry_s = math.inf
         while True:
+            if waiter.place.pushed_out:
+                raise _full()
             if waiter.leaves():
                 raise LeftModel
             now_s = time.monotonic()

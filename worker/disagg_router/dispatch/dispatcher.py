@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
+from disagg_router.admission.asker import Asker
 from disagg_router.admission.queues import Queues
 from disagg_router.admission.waiting_queue import AdmissionQueue, LeftModel
 from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace
@@ -48,9 +49,9 @@ class _Visit:
     What it has waited for workers to come counts neither as waiting for room nor as its own time.
     """
 
-    def __init__(self, queue: AdmissionQueue, arrived_s: float, held_s: float, timeout_s: float) -> None:
+    def __init__(self, queue: AdmissionQueue, asker: Asker, arrived_s: float, held_s: float, timeout_s: float) -> None:
         self.queue = queue
-        self.turn = queue.turn()
+        self.turn = queue.turn(asker)
         self.arrived_s = arrived_s
         self.since_s = arrived_s + held_s
         self.deadline_s = self.since_s + timeout_s
@@ -127,13 +128,13 @@ class Dispatcher:
         self._tails.budget.arrived(time.monotonic())
         # The adapters of a model have its workers, and so its queue.
         with self._queues.queue((state.identity.parent or state.identity.name, state.identity.digest)) as queue:
-            visit = _Visit(queue, arrived_s, trace.held_s, self._timeout_s)
+            visit = _Visit(queue, state.asker, arrived_s, trace.held_s, self._timeout_s)
             try:
                 async with contextlib.aclosing(self._attempts(state, trace, visit)) as items:
                     async for item in items:
                         yield item
             finally:
-                queue.gone(visit.turn)
+                queue.over(visit.turn, len(state.prompt) + len(state.emitted))
 
     async def _attempts(self, state: RequestState, trace: Trace, visit: _Visit) -> AsyncGenerator[Token | Finished]:
         if not visit.queue.idle:
@@ -330,8 +331,9 @@ class Dispatcher:
         with _held(visit, trace):
             since_s = time.monotonic() - visit.held_s
             await self._queues.hold.until(
-                ready, name, state.size_bytes, since_s, deadline_s=deadline_s, returning=visit.returning
-            )
+                ready, name, state.size_bytes, since_s, deadline_s=deadline_s, returning=visit.returning,
+                asker=state.asker,
+            )  # fmt: skip
         if not self._has_workers(state):
             raise ModelReplaced(name)
 

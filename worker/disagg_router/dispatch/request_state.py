@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from disagg_router.admission.asker import NOBODY, Asker
 from disagg_router.workers.worker_info import Identity
 from disagg_wire.protocol import FEATURE_ADAPTER
 
@@ -67,6 +68,8 @@ class RequestState:
     """Whether the seed is the client's and not one that the router has drawn."""
     roll: float = 1.0
     """A number from 0 to 1 that says whether a new revision serves it while one is tried."""
+    asker: Asker = NOBODY
+    """Who asks: the line in which it waits for room."""
     emitted: list[int] = field(default_factory=list)
     """The token ids that went out, over all attempts."""
     epoch: int = 0

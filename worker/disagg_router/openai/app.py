@@ -20,6 +20,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from disagg_router.admission.asker import Asker
+from disagg_router.admission.quotas import LimitReached, Quota
 from disagg_router.dispatch.dispatcher import ModelReplaced
 from disagg_router.errors import ApiError
 from disagg_router.openai import body_errors, outcomes, schema
@@ -30,13 +32,14 @@ from disagg_router.openai.generation import Generation
 from disagg_router.openai.model_names import ModelNames
 from disagg_router.openai.openapi import OPENAPI_PATH, document
 from disagg_router.openai.planner import Planner
-from disagg_router.openai.pumped_response import while_connected
+from disagg_router.openai.pumped_response import PumpedResponse, while_connected
 from disagg_router.openai.relay import relayed
 from disagg_router.openai.streaming import SseResponse, merge
 from disagg_router.router import Router
 from disagg_wire import series
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
 from disagg_wire.request_bodies import RequestBodies
+from disagg_wire.tenants import scope_of, share_of
 from disagg_wire.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -81,18 +84,21 @@ class Api:
         self._bearer = router.settings.bearer().encode()
         self._salt = hmac.digest(self._bearer, b"disagg-tenant-v1", "sha256")
 
-    def _authenticate(self, request: Request) -> None:
-        if self._keys.required and not self._keys.accept(_bearer_of(request)):
+    def _authenticate(self, request: Request) -> Quota:
+        """Return what the API key may still do. Raises ApiError."""
+        quota = self._keys.quota_of(_bearer_of(request))
+        if quota is None:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        return quota
 
-    def _tenant(self, request: Request, salt: str | None) -> str:
+    def _digest(self, *parts: str | None) -> str:
+        return hmac.digest(self._salt, json.dumps(parts).encode(), "sha256").hex() if any(parts) else ""
+
+    def _tenant(self, key: str, salt: str | None) -> str:
         """Return the scope within which requests may share cached KV: one API key and one
         `cache_salt`.
-
-        Workers learn neither of them.
         """
-        key = _bearer_of(request) if self._keys.required else ""
-        return hmac.digest(self._salt, json.dumps([key, salt]).encode(), "sha256").hex() if key or salt else ""
+        return scope_of(self._digest(key), self._digest(key, salt)) if key or salt else ""
 
     async def chat(self, request: Request) -> Response:
         return await self._completions(request, schema.ChatRequest, "chat")
@@ -105,21 +111,33 @@ class Api:
 
         An answer that is a stream counts as 200 once it has a first token.
         """
-        try:
-            answer = await self._answer(request, kind, chat=endpoint == "chat")
-        except ApiError as error:
-            answer = _error(error)
-        except ClientDisconnect:
-            answer = Response(status_code=499)
-        except Exception:
-            log.exception("a request failed")
-            answer = _error(ApiError(500, "internal error; see the router's log", code="internal"))
+        quota: Quota | None = None
+        with contextlib.ExitStack() as running:
+            refused: LimitReached | None = None
+            try:
+                quota = self._authenticate(request)
+                quota.begin(time.monotonic())
+                running.callback(quota.end)
+                answer = await self._answer(request, kind, quota, chat=endpoint == "chat")
+            except ApiError as error:
+                answer = _error(error)
+                if isinstance(error, LimitReached):
+                    refused = error
+                    self._router.metrics.limited.labels(error.limited).inc()
+            except ClientDisconnect:
+                answer = Response(status_code=499)
+            except Exception:
+                log.exception("a request failed")
+                answer = _error(ApiError(500, "internal error; see the router's log", code="internal"))
+            if quota is not None:
+                answer.raw_headers += quota.headers(time.monotonic(), refused)
+            if isinstance(answer, PumpedResponse):
+                answer.finally_call(running.pop_all().close)
         self._router.metrics.requests.labels(endpoint, str(answer.status_code)).inc()
         return answer
 
-    async def _answer(self, request: Request, kind: type[schema.RequestT], *, chat: bool) -> Response:
+    async def _answer(self, request: Request, kind: type[schema.RequestT], quota: Quota, *, chat: bool) -> Response:
         arrived_s = time.monotonic()
-        self._authenticate(request)
         announced = request.headers.get("content-length", "")
         async with self._bodies.read(request.stream(), announced) as body:
             upstream = self._router.upstream
@@ -130,21 +148,24 @@ class Api:
         shown_id, generations, queue_s, held_s = secrets.token_hex(12), list[Generation](), 0.0, 0.0
         # Who asks for what does not exist keeps no workers from resting.
         self._names.check(asked.model)
+        tenant = self._tenant(quota.key.key, asked.cache_salt)
+        asker = Asker(quota.key.priority, share_of(tenant))
         with self._router.work() as work:
             work.callback(outcomes.followed(self._router, generations))
             work.callback(lambda: self._account(generations, streamed=bool(asked.stream)))
             for _ in range(self._router.settings.max_attempts):
                 try:
                     text, model, waited_s = await self._names.find(
-                        asked.model, size_bytes, time.monotonic() - held_s, request.receive
+                        asked.model, size_bytes, time.monotonic() - held_s, request.receive, asker
                     )
                 except ApiError as error:
                     if not generations:
                         outcomes.compare_refused(self._router, error, streamed=bool(asked.stream))
                     raise
-                planned = await self._planner.plan(
-                    asked, size_bytes, text, model, self._tenant(request, asked.cache_salt), arrived_s
-                )
+                planned = await self._planner.plan(asked, size_bytes, text, model, quota, tenant, arrived_s)
+                if not generations:
+                    prompts = sum(len(g.state.prompt) for g in planned if not g.shares_prompt)
+                    quota.prompt(prompts, time.monotonic())
                 for g in planned[len(generations) :]:
                     self._router.metrics.arrived(len(g.state.prompt))
                 generations[:] = planned

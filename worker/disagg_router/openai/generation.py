@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
+from disagg_router.admission.asker import Asker
+from disagg_router.admission.quotas import Quota
 from disagg_router.dispatch.attempt import Finished, Trace
 from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.request_state import RequestState
@@ -23,6 +25,7 @@ from disagg_router.text.stop_strings import StopStrings
 from disagg_router.text.tokenizer import Detokenizer, Text
 from disagg_router.workers.catalogue import Model
 from disagg_router.workers.worker_info import Worker
+from disagg_wire.tenants import share_of
 
 
 @dataclass(slots=True)
@@ -39,6 +42,8 @@ class Generation:
     """The stop strings."""
     shares_prompt: bool = False
     """Whether an earlier choice of the answer has the same prompt."""
+    quota: Quota | None = None
+    """What the API key of the request may still do, if that counts its tokens."""
     trace: Trace = field(default_factory=Trace)
     """The record of what happened to the request."""
     started_s: float = field(default_factory=time.monotonic)
@@ -72,6 +77,8 @@ class Generation:
                 self.tokens += 1
                 self.last_s = time.monotonic()
                 self.first_s = self.first_s or self.last_s
+                if self.quota is not None:
+                    self.quota.spend(1, self.last_s)
                 text = "" if event.token in stop_ids else stops.feed(detokenizer.feed(event.token))
                 if stops.stopped:
                     self.ended = True
@@ -121,6 +128,7 @@ def plan(
     text: Text,
     model: Model,
     max_attempts: int,
+    quota: Quota,
     tenant: str,
     arrived_s: float,
 ) -> list[Generation]:
@@ -151,6 +159,9 @@ def plan(
                 tenant,
                 has_own_seed=request.seed is not None,
                 roll=roll,
+                asker=Asker(quota.key.priority, share_of(tenant)),
             )
-            out.append(Generation(len(out), text, state, request.stops, shares_prompt=i > 0, started_s=arrived_s))
+            out.append(
+                Generation(len(out), text, state, request.stops, shares_prompt=i > 0, quota=quota, started_s=arrived_s)
+            )
     return out

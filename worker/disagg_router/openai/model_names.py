@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.types import Receive
 
+from disagg_router.admission.asker import Asker
 from disagg_router.errors import ApiError
 from disagg_router.openai.pumped_response import while_connected
 from disagg_router.router import Router
@@ -31,7 +32,9 @@ class ModelNames:
             for name, parent in self._router.table.names.listed().items()
         }
 
-    async def find(self, name: str, size_bytes: int, arrived_s: float, receive: Receive) -> tuple[Text, Model, float]:
+    async def find(
+        self, name: str, size_bytes: int, arrived_s: float, receive: Receive, asker: Asker
+    ) -> tuple[Text, Model, float]:
         """Return the tokenizer and the model for a request, which waits for them if it may, and how
         many seconds it has waited.
 
@@ -45,7 +48,7 @@ class ModelNames:
             began_s = time.monotonic()
             # A name that may be none wakes nobody.
             asks = table.names.expected(name, began_s)
-            waiting = hold.until(lambda: self._has_workers(name), name, size_bytes, arrived_s, asks=asks)
+            waiting = hold.until(lambda: self._has_workers(name), name, size_bytes, arrived_s, asks=asks, asker=asker)
             try:
                 await while_connected(receive, waiting)
             except ApiError:

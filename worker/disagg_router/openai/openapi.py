@@ -22,7 +22,7 @@ _ANSWERS = {
     "404": "The model does not exist.",
     "408": "The body did not come in time.",
     "413": "The body is too large.",
-    "429": "Too many requests are waiting; try again after the time in Retry-After.",
+    "429": "Too many requests are waiting, or the API key is over a limit; try again after the time in Retry-After.",
     "503": "No worker can take the request now; try again after the time in Retry-After.",
     "504": "The request was not finished in time.",
 }

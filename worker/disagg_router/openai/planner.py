@@ -6,6 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from disagg_router.admission.quotas import Quota
 from disagg_router.errors import ApiError
 from disagg_router.openai.generation import Generation, plan
 from disagg_router.openai.schema import ChatRequest, CompletionRequest
@@ -33,11 +34,12 @@ class Planner:
         size_bytes: int,
         text: Text,
         model: Model,
+        quota: Quota,
         tenant: str,
         arrived_s: float,
     ) -> list[Generation]:
         """Return every choice that a request asks for. Raises ApiError."""
-        work = partial(plan, asked, text, model, self._max_attempts, tenant, arrived_s)
+        work = partial(plan, asked, text, model, self._max_attempts, quota, tenant, arrived_s)
         loop = asyncio.get_running_loop()
         if size_bytes <= LONG_BYTES:
             return await loop.run_in_executor(None, work)

@@ -56,6 +56,18 @@ class PumpedResponse(Response):
         self._pieces = pieces
         self._ended = ended
 
+    def finally_call(self, close: Callable[[], None]) -> None:
+        """Call `close`, too, when the answer has ended, however it ends."""
+        ended = self._ended
+
+        async def both() -> None:
+            try:
+                await ended()
+            finally:
+                close()
+
+        self._ended = both
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await while_connected(receive, self._pump(send))

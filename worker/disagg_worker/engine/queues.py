@@ -273,25 +273,25 @@ class Queues:
             work = self._with_blocks(
                 plan_prefill([w for w in waiting if w.started], now_s, rules, timing).batch, places
             )
-        self._shares.charge([(s.tenant, n) for s, n in work], rules.full_tokens)
+        self._shares.charge([(s.share, n) for s, n in work], rules.full_tokens)
         self.prefilling = {s for s, _ in work}
         if work:
             self._note_leader(work[0][0], now_s)
         return work, plan.wake_at_s
 
     def _note_leader(self, s: Sequence, now_s: float) -> None:
-        """Count the batches in a row, by tenant, that were led by a prompt which had waited for
+        """Count the batches in a row, by share, that were led by a prompt which had waited for
         PATIENCE_S or longer.
         """
         aged = now_s - s.queued_at_s >= PATIENCE_S
-        self._aged_led[s.tenant] = self._aged_led.get(s.tenant, 0) + 1 if aged else 0
-        tenants = {s.tenant for s in self.waiting}
-        self._aged_led = {tenant: n for tenant, n in self._aged_led.items() if n and tenant in tenants}
+        self._aged_led[s.share] = self._aged_led.get(s.share, 0) + 1 if aged else 0
+        shares = {s.share for s in self.waiting}
+        self._aged_led = {share: n for share, n in self._aged_led.items() if n and share in shares}
 
     def _as_waiting(self, s: Sequence) -> Waiting:
         started, left = s.holding is not None, len(s.tokens) - s.computed
         cached = 0 if started or s.waited_due_s is None else self._size * self._cached_blocks(s)
-        return Waiting(s.key, left, s.queued_at_s, started, s.tenant, s.waited_due_s, cached)
+        return Waiting(s.key, left, s.queued_at_s, started, s.share, s.waited_due_s, cached)
 
     def _cached_blocks(self, s: Sequence) -> int:
         """Return about how many of the sequence's first blocks are in the pool now."""

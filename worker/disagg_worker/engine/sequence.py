@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from disagg_protocol.events import EventSink
 from disagg_protocol.sampling_params import SamplingParams
+from disagg_wire.tenants import share_of
 from disagg_worker.engine.block_pool import Holding
 from disagg_worker.engine.contract import KvSender
 from disagg_worker.engine.token_counts import TokenCounts
@@ -83,6 +84,11 @@ class Sequence:
     ended: bool = False
     release_asked: bool = False
     """Whether the sender has released the blocks."""
+
+    @property
+    def share(self) -> str:
+        """The name under which it shares the work with others: that of its API key."""
+        return share_of(self.tenant)
 
     @property
     def masked(self) -> bool:

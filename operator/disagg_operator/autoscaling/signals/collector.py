@@ -13,9 +13,10 @@ from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.pod_facts import Starts
 from disagg_operator.autoscaling.signals.prometheus_access import METRICS_UNAVAILABLE, Access, Unreadable
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.autoscaling.signals.reading import read_all
 from disagg_operator.autoscaling.signals.samples import Sample
 from disagg_operator.kube.pods import DeploymentPods, address_of, http_port, identity_of
-from disagg_operator.kube.resources import name_of
+from disagg_operator.kube.resources import name_of, namespace_of
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.ports import ROUTER_PORT, WORKER_PORT
 from disagg_wire.protocol import METRICS_PATH, STATE_PATH
@@ -76,23 +77,26 @@ class Collector:
         """Return the signals of one deployment, from `pages` or from its Prometheus."""
         now_s = self._epoch()
         stored, trouble = await self._stored(scrape, now_s)
+        pods, starts, facts = scrape.pods, {}, {}
+        if stored is None:
+            asked = (*pods.routers, *(pod for role in ROLES for pod in pods.workers[role]))
+            told_of = ((name_of(pod), pages.get((identity_of(pod), METRICS_PATH))) for pod in asked)
+            samples = await read_all(told_of, lambda page: parse(page, now_s))
+        else:
+            samples = stored
 
         def answers(pods: tuple[Obj, ...]) -> dict[str, Sample | None]:
-            if stored is not None:
-                return {name_of(pod): stored.get(name_of(pod)) for pod in pods}
-            found = {name_of(pod): pages.get((identity_of(pod), METRICS_PATH)) for pod in pods}
-            return {name: None if page is None else parse(page, now_s) for name, page in found.items()}
+            return {name_of(pod): samples.get(name_of(pod)) for pod in pods}
 
-        pods, starts, facts = scrape.pods, {}, {}
         for role in ROLES:
             seen = pod_facts.note_seen(scrape.starts.get(role, Starts()), pods.all_of[role], now_s)
             starts[role] = pod_facts.note_starts(seen, pods.workers[role], now_s)
             facts[role] = pod_facts.facts(pods.all_of[role], scrape.replicas[role] or 0, now_s, starts[role])
         prefill, decode = (answers(pods.workers[role]) for role in ROLES)
         look = Look(now_s, answers(pods.routers), prefill, decode, facts[PREFILL], facts[DECODE])
-        states = (pages.get((identity_of(pod), STATE_PATH)) for pod in pods.routers)
-        told = [state for page in states if page is not None and (state := parse_json_object(page)) is not None]
-        return Signals(look, tuple(told), starts, trouble)
+        states = ((name_of(pod), pages.get((identity_of(pod), STATE_PATH))) for pod in pods.routers)
+        told = (await read_all(states, parse_json_object)).values()
+        return Signals(look, tuple(state for state in told if state is not None), starts, trouble)
 
     def forget(self, key: Key) -> None:
         """Forget a resource that has been deleted."""
@@ -113,17 +117,18 @@ class Collector:
 
 def worker_target(pod: Obj, bearer: str | None) -> Target:
     """Return the address of a worker, for calls of its internal API."""
-    return Target(identity_of(pod), address_of(pod), http_port(pod, WORKER_PORT), bearer=bearer)
+    group = str(namespace_of(pod) or "")
+    return Target(identity_of(pod), address_of(pod), http_port(pod, WORKER_PORT), bearer=bearer, group=group)
 
 
 def _targets(scrape: Scrape) -> list[Target]:
-    targets, direct = [], scrape.prometheus is None
+    targets, direct, group = [], scrape.prometheus is None, scrape.key[0]
     for pod in scrape.pods.routers:
         port = http_port(pod, ROUTER_PORT)
         if direct:
-            targets.append(Target(identity_of(pod), address_of(pod), port))
+            targets.append(Target(identity_of(pod), address_of(pod), port, group=group))
         if scrape.bearer is not None:
-            targets.append(Target(identity_of(pod), address_of(pod), port, STATE_PATH, scrape.bearer))
+            targets.append(Target(identity_of(pod), address_of(pod), port, STATE_PATH, scrape.bearer, group))
     if direct:
         workers = (pod for role in ROLES for pod in scrape.pods.workers[role])
         targets.extend(worker_target(pod, None) for pod in workers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,11 @@ from typing import Any
 import httpx
 
 _MAX_BYTES = 4 * 1024 * 1024
+# What the pods of one namespace may answer in one sweep: so much, and so much more for each. A page
+# of ours has some 30 KiB, one of an engine with eight replicas of itself some hundred.
+_GROUP_BYTES, _TARGET_BYTES, _MOST_GROUP_BYTES = 8 << 20, 256 << 10, 64 << 20
+# What all of them may: beyond that, no namespace keeps more than its part.
+_ALL_BYTES = 128 << 20
 # A router tells of some pairs for each of a thousand workers.
 _MOST_PARTS = 200_000
 
@@ -30,12 +36,34 @@ class Target:
     port: int
     path: str = "/metrics"
     bearer: str | None = field(default=None, repr=False)
+    group: str = ""
+    """The namespace, whose answers are bounded together."""
 
     def url(self) -> str:
         """Return the URL. Raises ValueError if the address is not an IP address."""
         ip = ipaddress.ip_address(self.address)
         host = f"[{ip}]" if ip.version == 6 else str(ip)
         return f"http://{host}:{self.port}{self.path}"
+
+
+class _Kept:
+    """The bytes of one sweep that are kept, by namespace."""
+
+    def __init__(self, targets: Iterable[Target]) -> None:
+        self._targets = Counter(target.group for target in targets)
+        self._bytes: Counter[str] = Counter()
+        self._all = 0
+
+    def keeps(self, group: str, size: int) -> bool:
+        """Return whether an answer is kept, and count it then."""
+        most = min(_GROUP_BYTES + _TARGET_BYTES * self._targets[group], _MOST_GROUP_BYTES)
+        if self._all + size > _ALL_BYTES:
+            most = min(most, _ALL_BYTES // len(self._targets))
+        if self._bytes[group] + size > most:
+            return False
+        self._bytes[group] += size
+        self._all += size
+        return True
 
 
 class DirectDoor:
@@ -56,9 +84,10 @@ class DirectDoor:
         await self._client.aclose()
 
     async def fetch(self, targets: Iterable[Target]) -> Mapping[Target, str]:
-        """Return the body of every target that answered 200 in time."""
+        """Return the body of every target that answered 200 in time and within the bounds."""
         wanted = list(dict.fromkeys(targets))
-        tasks = {asyncio.ensure_future(self._one(target)): target for target in wanted}
+        kept = _Kept(wanted)
+        tasks = {asyncio.ensure_future(self._one(target, kept)): target for target in wanted}
         if not tasks:
             return {}
         done, late = await asyncio.wait(tasks, timeout=self._sweep_timeout_s)
@@ -84,7 +113,7 @@ class DirectDoor:
         except (httpx.HTTPError, TimeoutError, ValueError):
             return None
 
-    async def _one(self, target: Target) -> str | None:
+    async def _one(self, target: Target, kept: _Kept) -> str | None:
         headers = {"Authorization": f"Bearer {target.bearer}"} if target.bearer else {}
         try:
             async with (
@@ -92,18 +121,21 @@ class DirectDoor:
                 asyncio.timeout(self._timeout_s),
                 self._client.stream("GET", target.url(), headers=headers) as response,
             ):
-                return await _bounded_text(response) if response.status_code == 200 else None
+                body = await _bounded(response) if response.status_code == 200 else None
+                if body is None or not kept.keeps(target.group, len(body)):
+                    return None
+                return body.decode("utf-8", errors="replace")
         except (httpx.HTTPError, TimeoutError, ValueError):
             return None
 
 
-async def _bounded_text(response: httpx.Response) -> str | None:
+async def _bounded(response: httpx.Response) -> bytearray | None:
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) > _MAX_BYTES:
             return None
-    return body.decode("utf-8", errors="replace")
+    return body
 
 
 def parse_json_object(text: str) -> dict[str, Any] | None:

@@ -107,11 +107,10 @@ class PrometheusDoor:
         Raises Unreadable.
         """
         query = samples_query(namespace, name)
-        answer = await self._ask(endpoint, lambda client: client.custom_query(query))
-        found = from_matrix(answer, now_s, MAX_AGE_S)
+        found = await self._ask(endpoint, lambda client: from_matrix(client.custom_query(query), now_s, MAX_AGE_S))
         if found is None:
             raise Unreadable(_NONSENSE)
-        return found
+        return dict(found)
 
     async def matrix(self, endpoint: PrometheusEndpoint, query: str) -> list[Any]:
         """Return the series that a range vector selects. Raises Unreadable."""
@@ -129,7 +128,7 @@ class PrometheusDoor:
         start = end - datetime.timedelta(days=HISTORY_DAYS)
         columns = []
         for query in history_queries(namespace, name):
-            columns.append(_series(await self._ask(endpoint, _range(query, start, end))))
+            columns.append(await self._ask(endpoint, _range(query, start, end)))
         requests_, prompt, output = columns
         return [
             Minute(t, requests_[t], prompt.get(t, 0.0), output.get(t, 0.0))
@@ -138,7 +137,7 @@ class PrometheusDoor:
         ]
 
     async def _ask(self, endpoint: PrometheusEndpoint, call: Callable[[PrometheusConnect], Any]) -> Any:
-        """Return the answer as the library parses it. Raises Unreadable."""
+        """Return what `call` makes of the answer, on a thread. Raises Unreadable."""
         loop, lease = asyncio.get_running_loop(), Lease()
 
         def work() -> Any:
@@ -161,7 +160,7 @@ class PrometheusDoor:
 
 
 def _range(query: str, start: datetime.datetime, end: datetime.datetime) -> Callable[[PrometheusConnect], Any]:
-    return lambda client: client.custom_query_range(query, start, end, "60")
+    return lambda client: _series(client.custom_query_range(query, start, end, "60"))
 
 
 def _series(answer: Any) -> dict[float, float]:

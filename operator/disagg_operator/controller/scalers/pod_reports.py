@@ -5,6 +5,7 @@ Time and bytes are bounded by the clients that are used: those of our own pools.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,11 @@ from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.prometheus_access import METRICS_UNAVAILABLE, Access, Unreadable
 from disagg_operator.autoscaling.signals.prometheus_query import MAX_AGE_S, pods_query
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.autoscaling.signals.reading import read_all
 from disagg_operator.autoscaling.signals.samples import WANTED, Sample, from_matrix
 from disagg_operator.engines.contract import EngineMeter
 from disagg_operator.kube.pods import address_of, identity_of, is_ready
-from disagg_operator.kube.resources import name_of
+from disagg_operator.kube.resources import name_of, namespace_of
 from disagg_operator.vocabulary import Key, Obj
 
 # The names of so many pods fit into the URL of a query.
@@ -54,23 +56,21 @@ class PodReports:
         """Return what each ready pod tells, None if it does not answer. Raises Unreadable."""
         if access is not None:
             answer = await self._series(key, asked, metrics.names, access)
-            found = reports_of_matrix(metrics, answer, now_s, MAX_AGE_S)
+            found = await asyncio.to_thread(reports_of_matrix, metrics, answer, now_s, MAX_AGE_S)
             return [{name_of(pod): found.get(name_of(pod)) for pod in one.ready} for one in _nonempty(asked, found)]
         pages = await self._pages(asked)
-        return [
-            {name: None if page is None else report_of_page(metrics, page, now_s) for name, page in one.items()}
-            for one in pages
-        ]
+        return [dict(await read_all(one.items(), lambda page: report_of_page(metrics, page, now_s))) for one in pages]
 
     async def of_ours(
         self, key: Key, asked: Sequence[Asked], access: Access | None, now_s: float
     ) -> list[dict[str, Sample | None]]:
         """Return the samples of each ready pod of disagg. Raises Unreadable."""
         if access is not None:
-            stored = from_matrix(await self._series(key, asked, sorted(WANTED), access), now_s, MAX_AGE_S) or {}
+            answer = await self._series(key, asked, sorted(WANTED), access)
+            stored = await asyncio.to_thread(from_matrix, answer, now_s, MAX_AGE_S) or {}
             return [{name_of(pod): stored.get(name_of(pod)) for pod in one.ready} for one in _nonempty(asked, stored)]
         pages = await self._pages(asked)
-        return [{name: None if page is None else parse(page, now_s) for name, page in one.items()} for one in pages]
+        return [dict(await read_all(one.items(), lambda page: parse(page, now_s))) for one in pages]
 
     def forget(self, key: Key) -> None:
         """Forget a resource that has been deleted, with its credentials."""
@@ -78,7 +78,12 @@ class PodReports:
 
     async def _pages(self, asked: Sequence[Asked]) -> list[dict[str, str | None]]:
         targets = [
-            {name_of(pod): Target(identity_of(pod), address_of(pod), one.port, one.path) for pod in one.ready}
+            {
+                name_of(pod): Target(
+                    identity_of(pod), address_of(pod), one.port, one.path, group=str(namespace_of(pod) or "")
+                )
+                for pod in one.ready
+            }
             for one in asked
         ]
         bodies = await self._direct.fetch([target for one in targets for target in one.values()])

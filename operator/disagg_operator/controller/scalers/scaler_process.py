@@ -52,9 +52,7 @@ class ScalerProcess:
             settings, kube, self._log, self._metrics,
             clock=clock, epoch=lambda: epoch_0 + clock(), wall=wall, new_id=new_id,
         )  # fmt: skip
-        self._health = HealthServer(
-            settings.health_host, settings.health_port, self.sick, self.useless, self._text, self._log.read
-        )
+        self._health = HealthServer(settings, kube, clock, self.sick, self.useless, self._text, self._log.read)
         self._main: asyncio.Task[None] | None = None
         self._trouble: str | None = None
         self._ticked_at = clock()
