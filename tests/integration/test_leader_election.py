@@ -86,7 +86,7 @@ async def test_a_killed_leader_is_replaced_within_20_s_and_nothing_is_told_twice
         assert await second.metric(seen) >= 2, "the one that stands by watches"
         first.process.kill()
         await edit(cluster, "chat", "two")
-        assert await second.metric("disagg_operator_api_writes") == 0
+        assert await second.metric("disagg_operator_api_writes_total") == 0
         await eventually("the other one works", lambda: shows(cluster, "chat", "two"), 20.0)
         assert (await holder(cluster)).startswith("operator-2_")
 

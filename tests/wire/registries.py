@@ -8,6 +8,7 @@ from disagg_adapter.metrics import Metrics as AdapterMetrics
 from disagg_adapter.metrics import Snapshot
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.controller.metrics import Metrics as OperatorMetrics
+from disagg_router.generation_metrics import GenerationMetrics
 from disagg_router.metrics import BreakerMetrics, SplitMetrics
 from disagg_router.metrics import Metrics as RouterMetrics
 from disagg_router.objectives import Objectives
@@ -33,6 +34,7 @@ def router() -> list[CollectorRegistry]:
     metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1}, lambda: {("tcp", "Proved"): 1})
     SplitMetrics(metrics.registry)
     BreakerMetrics(metrics.registry, dict, {})
+    GenerationMetrics(metrics.registry, Objectives(1.0, 0.05))
     return [metrics.registry]
 
 
@@ -88,7 +90,7 @@ def series(registries: list[CollectorRegistry]) -> dict[str, frozenset[str]]:
 
 
 def metrics(registries: list[CollectorRegistry]) -> set[str]:
-    """Return the names of the metrics, without the suffixes of a histogram's series."""
+    """Return the names of our metrics, without the suffixes of a histogram's series."""
     suffix = {"counter": "_total", "info": "_info"}
     families = [family for registry in registries for family in registry.collect()]
-    return {family.name + suffix.get(family.type, "") for family in families}
+    return {f.name + suffix.get(f.type, "") for f in families if not f.name.startswith("process_")}

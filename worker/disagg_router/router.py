@@ -19,6 +19,7 @@ from disagg_router.dispatch.attempt import Patience
 from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.handshake import Handshakes
 from disagg_router.dispatch.upstream import Upstream, upstream_of
+from disagg_router.generation_metrics import GenerationMetrics
 from disagg_router.membership.file import FileMembership
 from disagg_router.membership.kubernetes import KubernetesMembership
 from disagg_router.metrics import BreakerMetrics, Metrics, SplitMetrics
@@ -50,6 +51,7 @@ class Router:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics(settings.objectives)
+        self.generations = GenerationMetrics(self.metrics.registry, settings.objectives)
         self.client = WorkerClient(settings.bearer())
         self._membership = membership_of(settings)
         backlog = Backlog(settings.queue_max_depth, settings.queue_max_bytes)

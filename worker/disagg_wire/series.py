@@ -24,7 +24,8 @@ STATE = "state"
 DIRECTION = "direction"
 RESULT = "result"
 NAMESPACE = "namespace"
-DEPLOYMENT = "deployment"
+# As scrape configurations name it on the series of routers and workers, so that all join.
+DEPLOYMENT = "disagg_deployment"
 NAME = "name"
 COMPONENT = "component"
 VERSION = "version"
@@ -34,6 +35,10 @@ EVIDENCE = "evidence"
 WHAT = "what"
 OUTCOME = "outcome"
 BACKEND = "backend"
+STAGE = "stage"
+PHASE = "phase"
+LIMIT = "limit"
+INTERFACE = "interface"
 
 # Values of OBJECTIVE, WITHIN, PART and KIND. The uncached requests are those that are work for the
 # prefill workers.
@@ -56,6 +61,20 @@ UPSTREAM, POOLS = "upstream", "pools"
 # Values of OUTCOME.
 SERVED, REFUSED, EXPIRED, CANCELLED = "served", "refused", "expired", "cancelled"
 COMPLETE, TIMED_OUT, KILLED, UNANSWERED = "complete", "timed_out", "killed", "unanswered"
+# Values of OUTCOME, of generations: `shed` was refused because there was no room.
+COMPLETED, SHED = "completed", "shed"
+FAILED_BEFORE_FIRST, FAILED_AFTER_FIRST = "failed_before_first", "failed_after_first"
+LEFT_BEFORE_FIRST, LEFT_AFTER_FIRST = "left_before_first", "left_after_first"
+GENERATION_OUTCOMES = (
+    COMPLETED, FAILED_BEFORE_FIRST, FAILED_AFTER_FIRST, SHED, TIMED_OUT, LEFT_BEFORE_FIRST, LEFT_AFTER_FIRST,
+)  # fmt: skip
+# Values of STAGE: those until the first token, which add up to its time, and those after it.
+ADMIT, HOLD, RETRY, RESERVE, PREFILL = "admit", "hold", "retry", "reserve", "prefill"
+QUEUE_PREFILL, QUEUE_DECODE = "queue_prefill", "queue_decode"
+TTFT_STAGES = (ADMIT, HOLD, QUEUE_PREFILL, QUEUE_DECODE, RETRY, RESERVE, PREFILL)
+TRANSFER, EXPOSED_TRANSFER, DECODE = "transfer", "exposed_transfer", "decode"
+# Values of DIRECTION, of KV.
+SENT, RECEIVED = "sent", "received"
 # Values of SOURCE: where the KV of prompt tokens came from. LOCAL_REST is what decode has computed
 # by choice behind the start of a prompt that it had; it is not part of LOCAL_COMPUTE.
 LOCAL_COMPUTE = "local_compute"
@@ -69,6 +88,11 @@ ROUTER_WAITING_REQUESTS = "disagg_router_waiting_requests"
 ROUTER_PAIRS = "disagg_router_pairs"
 ROUTER_PAIR_TRANSPORTS = "disagg_router_pair_transports"
 ROUTER_REQUESTS = "disagg_router_requests_total"
+ROUTER_GENERATIONS = "disagg_router_generations_total"
+ROUTER_STAGE_SECONDS = "disagg_router_stage_seconds"
+ROUTER_HANDOVER_SECONDS = "disagg_router_handover_seconds"
+ROUTER_LONGEST_GAP_SECONDS = "disagg_router_longest_gap_seconds"
+ROUTER_OBJECTIVE_SECONDS = "disagg_router_objective_seconds"
 ROUTER_RUNNING_REQUESTS = "disagg_router_running_requests"
 ROUTER_TTFT_SECONDS = "disagg_router_ttft_seconds"
 ROUTER_TPOT_SECONDS = "disagg_router_tpot_seconds"
@@ -151,7 +175,7 @@ OPERATOR_RECONCILES = "disagg_operator_reconciles_total"
 OPERATOR_RECONCILE_SECONDS = "disagg_operator_reconcile_seconds"
 OPERATOR_QUEUE_DEPTH = "disagg_operator_queue_depth"
 OPERATOR_WATCH_EVENTS = "disagg_operator_watch_events_total"
-OPERATOR_API_WRITES = "disagg_operator_api_writes"
+OPERATOR_API_WRITES = "disagg_operator_api_writes_total"
 OPERATOR_LEADING = "disagg_operator_leading"
 OPERATOR_SWEEP_SECONDS = "disagg_operator_sweep_seconds"
 OPERATOR_EXCHANGES = "disagg_operator_pool_exchanges_total"

@@ -29,14 +29,14 @@ class HealthServer:
         port: int,
         sick: Callable[[], str | None],
         useless: Callable[[], str | None],
-        metrics_text: Callable[[], bytes],
+        metrics_page: Callable[[str], tuple[bytes, str]],
         decisions: Callable[[Key, float], Iterable[bytes]],
     ) -> None:
         self._host = host
         self._port = port
         self._sick = sick
         self._useless = useless
-        self._metrics_text = metrics_text
+        self._metrics_page = metrics_page
         self._records = decisions
         self._server: GuardedServer | None = None
         self.port = port
@@ -73,8 +73,9 @@ class HealthServer:
         body = await asyncio.to_thread(lambda: b"".join(self._records(key, since_s)))
         return web.Response(body=body, content_type="application/jsonl")
 
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics_text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body, content_type = self._metrics_page(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 def _verdict(problem: str | None) -> web.Response:

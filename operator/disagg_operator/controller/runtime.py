@@ -89,6 +89,7 @@ class Runtime:
         self.live = LiveTable()
         self.metrics = Metrics()
         self.metrics.watch_conditions(self._told)
+        self.metrics.watch_writes(lambda: kube.writes)
         self.queue = KeyedQueue(clock, QueueState(max_resync=max(1, settings.workers // 2)))
         # The wall clock is read once at the start; from then on time follows the monotonic clock.
         # Forecasts need the time of day, but no clock that jumps.
@@ -112,7 +113,7 @@ class Runtime:
         self._scalers = ScalerPart(settings, kube, self._decision_log, self.metrics, clock, self._epoch, wall, new_id)
         self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
         self._health = HealthServer(
-            settings.health_host, settings.health_port, self.sick, self.useless, self._metrics_text,
+            settings.health_host, settings.health_port, self.sick, self.useless, self._metrics_page,
             self._decision_log.read,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
@@ -394,7 +395,6 @@ class Runtime:
                 log.warning("%s/%s: %s; the next resync brings it back", *key, error)
                 return
 
-    def _metrics_text(self) -> bytes:
+    def _metrics_page(self, accept: str) -> tuple[bytes, str]:
         self.metrics.queue_depth.set(self.queue.state.depth())
-        self.metrics.writes.set(self._kube.writes)
-        return self.metrics.text()
+        return self.metrics.page(accept)

@@ -5,14 +5,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from disagg_wire import series
 from disagg_wire.version import BUILD_INFO_HELP, build_labels
 from disagg_worker.values.engine_load import Load
 
+# They would double the number of series.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 _TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 # The series of the engine's work, by the names of `Load.work_total`, with their help texts.
@@ -103,6 +114,7 @@ class Metrics:
 
     def __init__(self, load: Callable[[], Load | None], block_tokens: int) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         build = build_labels("worker")
         Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
         self._lock = threading.Lock()
@@ -113,7 +125,8 @@ class Metrics:
         )
         self.transfer_seconds = Histogram(
             series.KV_TRANSFER_SECONDS,
-            "Duration of KV transfers, from the first byte to the last",
+            "Duration of KV transfers, from the first byte to the last, at each end",
+            [series.DIRECTION],
             registry=self.registry,
             buckets=_TRANSFER_BUCKETS_S,
         )
@@ -124,7 +137,10 @@ class Metrics:
             buckets=_TRANSFER_BUCKETS_S,
         )
         self.transfer_failures = Counter(
-            series.KV_TRANSFER_FAILURES, "KV transfers that failed", [series.REASON], registry=self.registry
+            series.KV_TRANSFER_FAILURES,
+            "KV transfers that failed, as each end sees it",
+            [series.DIRECTION, series.REASON],
+            registry=self.registry,
         )
         self.transfers = Counter(
             series.KV_TRANSFERS,
@@ -150,8 +166,8 @@ class Metrics:
         """Count KV of a prompt that another worker has computed, of so many tokens. Any thread may
         call this.
         """
-        self.transfer_bytes.labels("received").inc(kv_bytes)
-        self.transfer_seconds.observe(transfer_s)
+        self.transfer_bytes.labels(series.RECEIVED).inc(kv_bytes)
+        self.transfer_seconds.labels(series.RECEIVED).observe(transfer_s)
         with self._lock:
             self._transferred_tokens += tokens
 
@@ -160,5 +176,11 @@ class Metrics:
         self.saved_blocks.inc(blocks)
         self.saved_bytes.inc(kv_bytes)
 
+    def page(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the page in a format that the header Accept asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        """Return the page as plain text."""
+        return self.page()[0]

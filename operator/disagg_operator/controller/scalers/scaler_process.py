@@ -45,6 +45,7 @@ class ScalerProcess:
         self._clock = clock
         self._leadership, self._leading = leadership, False
         self._metrics = Metrics()
+        self._metrics.watch_writes(lambda: kube.writes)
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
         self._log = DecisionLog(self._record_dir)
         epoch_0 = epoch() - clock()  # time follows the monotonic clock from then on
@@ -53,7 +54,7 @@ class ScalerProcess:
             clock=clock, epoch=lambda: epoch_0 + clock(), wall=wall, new_id=new_id,
         )  # fmt: skip
         self._health = HealthServer(
-            settings.health_host, settings.health_port, self.sick, self.useless, self._text, self._log.read
+            settings.health_host, settings.health_port, self.sick, self.useless, self._metrics.page, self._log.read
         )
         self._main: asyncio.Task[None] | None = None
         self._trouble: str | None = None
@@ -114,7 +115,3 @@ class ScalerProcess:
                 log.warning("%s", error)
             self._ticked_at = self._clock()
             await asyncio.sleep(self._settings.scaler_interval_s)
-
-    def _text(self) -> bytes:
-        self._metrics.writes.set(self._kube.writes)
-        return self._metrics.text()
