@@ -8,10 +8,12 @@ from disagg_adapter.metrics import Metrics as AdapterMetrics
 from disagg_adapter.metrics import Snapshot
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.controller.metrics import Metrics as OperatorMetrics
+from disagg_operator.kube.cache import Cache
 from disagg_router.generation_metrics import GenerationMetrics
 from disagg_router.metrics import BreakerMetrics, SplitMetrics
 from disagg_router.metrics import Metrics as RouterMetrics
 from disagg_router.objectives import Objectives
+from disagg_router.process_metrics import ProcessMetrics
 from disagg_wire.engine_metrics.readings import Readings
 from disagg_worker.server.metrics import Metrics as WorkerMetrics
 from disagg_worker.server.worker import Worker
@@ -23,7 +25,7 @@ def operator() -> list[CollectorRegistry]:
     """Return the registry of an operator that has made one decision, about one resource."""
     metrics = OperatorMetrics()
     status = {"conditions": [{"type": "Ready", "status": "True", "reason": "Ready"}]}
-    metrics.watch_conditions(lambda: [{"metadata": {"namespace": "a", "name": "b"}, "status": status}])
+    metrics.watch_deployments(lambda: [{"metadata": {"namespace": "a", "name": "b"}, "status": status}], Cache())
     metrics.scaling.decision(("a", "b"), "decode", Decision(1, 2, "X", "Forecast", 1.0, 0.0, "", {"forecast": 1.0}))
     return [metrics.registry]
 
@@ -34,6 +36,7 @@ def router() -> list[CollectorRegistry]:
     metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1}, lambda: {("tcp", "Proved"): 1})
     SplitMetrics(metrics.registry)
     BreakerMetrics(metrics.registry, dict, {})
+    ProcessMetrics(metrics.registry, lambda: {"decode": 0.0})
     GenerationMetrics(metrics.registry, Objectives(1.0, 0.05))
     return [metrics.registry]
 

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from disagg_operator.autoscaling.scaling_metrics import ScalingMetrics
 from disagg_operator.controller.condition_metrics import ConditionMetrics
+from disagg_operator.controller.deployment_metrics import DeploymentMetrics, Objects
 from disagg_operator.vocabulary import Obj
 from disagg_wire import series
 from disagg_wire.version import BUILD_INFO_HELP, build_labels
@@ -105,9 +106,10 @@ class Metrics:
         """Expose the number of writing requests so far that `writes` returns."""
         self._writes = writes
 
-    def watch_conditions(self, resources: Callable[[], Iterable[Obj]]) -> None:
-        """Also expose the conditions of what `resources` returns."""
+    def watch_deployments(self, resources: Callable[[], Iterable[Obj]], cache: Objects) -> None:
+        """Also expose the conditions and pods of what `resources` returns."""
         self.registry.register(ConditionMetrics(resources))
+        self.registry.register(DeploymentMetrics(resources, cache))
 
     def page(self, accept: str = "") -> tuple[bytes, str]:
         """Return the page in a format that the header Accept asks for, and its content type."""

@@ -88,7 +88,7 @@ class Runtime:
         self._views = Views(kube, self.cache, clock)
         self.live = LiveTable()
         self.metrics = Metrics()
-        self.metrics.watch_conditions(self._told)
+        self.metrics.watch_deployments(self._told, self.cache)
         self.metrics.watch_writes(lambda: kube.writes)
         self.queue = KeyedQueue(clock, QueueState(max_resync=max(1, settings.workers // 2)))
         # The wall clock is read once at the start; from then on time follows the monotonic clock.

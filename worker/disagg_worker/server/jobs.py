@@ -297,6 +297,7 @@ class _Prefill:
             metrics.transfer_bytes.labels(series.SENT).inc(done.kv_bytes)
             metrics.transfer_seconds.labels(series.SENT).observe(done.transfer_s)
             metrics.transfer_exposed_seconds.observe(done.exposed_s)
+            metrics.links.moved(series.SENT, done.transfer_s)
             done = replace(done, moved=self._node.usage.sent(done.moved, done.peer))
         elif done.error.code == codes.TRANSFER_FAILED:
             metrics.transfer_failures.labels(series.SENT, done.error.code).inc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import (
@@ -20,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from disagg_wire import series
 from disagg_wire.version import BUILD_INFO_HELP, build_labels
+from disagg_worker.server.link_metrics import LinkMetrics
 from disagg_worker.values.engine_load import Load
 
 # They would double the number of series.
@@ -59,6 +61,11 @@ class _LoadCollector(Collector):
         yield GaugeMetricFamily(series.WORKER_WAITING_REQUESTS, "Requests queued here", value=load.waiting_requests)
         yield GaugeMetricFamily(series.WORKER_WAITING_TOKENS, "Prompt tokens queued here", value=load.waiting_tokens)
         yield GaugeMetricFamily(series.WORKER_RUNNING_REQUESTS, "Requests being computed", value=load.running_requests)
+        yield GaugeMetricFamily(
+            series.WORKER_PROGRESS_TIMESTAMP_SECONDS,
+            "When the engine's loop last ended a step or had nothing to do",
+            value=time.time() - load.silent_s,
+        )
         blocks = GaugeMetricFamily(series.WORKER_KV_BLOCKS, "KV cache blocks by state", labels=[series.STATE])
         for state, n in (("free", load.blocks_free), ("used", load.blocks_used), ("leased", load.blocks_leased)):
             blocks.add_metric([state], n)
@@ -160,6 +167,7 @@ class Metrics:
             series.KV_TRANSFER_SAVED_BLOCKS, "KV blocks that were here already and not sent", registry=self.registry
         )
         self.saved_bytes = Counter(series.KV_TRANSFER_SAVED_BYTES, "Their bytes", registry=self.registry)
+        self.links = LinkMetrics(self.registry)
         self.info = Info(series.WORKER_IDENTITY, "Identity of this worker", registry=self.registry)
 
     def received(self, kv_bytes: int, transfer_s: float, tokens: int) -> None:
@@ -168,6 +176,7 @@ class Metrics:
         """
         self.transfer_bytes.labels(series.RECEIVED).inc(kv_bytes)
         self.transfer_seconds.labels(series.RECEIVED).observe(transfer_s)
+        self.links.moved(series.RECEIVED, transfer_s)
         with self._lock:
             self._transferred_tokens += tokens
 
