@@ -18,7 +18,7 @@ from tests.operator.desired.golden import golden_files  # noqa: E402  (the path 
 
 from disagg_operator.api import crdgen  # noqa: E402
 from disagg_wire.version import semver  # noqa: E402
-from scripts import settings_page  # noqa: E402
+from scripts import metrics_page, settings_page  # noqa: E402
 
 PROBE_TEXT = ROOT / "operator/disagg_operator/engines/probe_text.py"
 CHART = ROOT / "helm/disagg/Chart.yaml"
@@ -45,6 +45,11 @@ def settings_files() -> dict[Path, str]:
     return {ROOT / "docs/settings.md": settings_page.page()}
 
 
+def metrics_files() -> dict[Path, str]:
+    """Return the page that lists all metrics."""
+    return {ROOT / "docs/metrics.md": metrics_page.page()}
+
+
 def probe_files() -> dict[Path, str]:
     """Return the probe of the network as a text, for the containers of other engines.
 
@@ -64,6 +69,7 @@ SOURCES: tuple[Callable[[], dict[Path, str]], ...] = (
     probe_files,
     golden_files,
     settings_files,
+    metrics_files,
 )
 
 

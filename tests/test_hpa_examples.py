@@ -62,8 +62,17 @@ def test_each_pool_has_one_scaler_with_the_same_bounds(file: str) -> None:
 
 
 def test_both_ways_of_scraping_give_the_label_that_the_hpas_select_by() -> None:
-    (scraping,), (monitor,) = load("scrape"), load("podmonitor")
+    (scraping,), (monitor, _) = load("scrape"), load("podmonitor")
     labels = {r.get("target_label") for r in scraping["scrape_configs"][0]["relabel_configs"]}
-    assert {"namespace", "pod", "disagg_deployment"} <= labels
+    assert {"namespace", "pod", "disagg_deployment", "disagg_pool"} <= labels
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    assert [r["targetLabel"] for r in endpoint["relabelings"]] == ["disagg_deployment"]
+    assert [r["targetLabel"] for r in endpoint["relabelings"]] == ["disagg_deployment", "disagg_pool"]
+
+
+def test_both_ways_scrape_the_operator_and_leave_it_its_labels() -> None:
+    (scraping,), (_, monitor) = load("scrape"), load("podmonitor")
+    job = scraping["scrape_configs"][1]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert (job["honor_labels"], endpoint["honorLabels"]) == (True, True)
+    assert monitor["spec"]["selector"]["matchLabels"] == {"app.kubernetes.io/name": job["relabel_configs"][0]["regex"]}
+    assert endpoint["port"] == job["relabel_configs"][1]["regex"]

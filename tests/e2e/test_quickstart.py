@@ -143,7 +143,7 @@ def test_a_restarted_operator_touches_nothing(chat: Cluster) -> None:
     )
     assert _spec_versions(chat) == before
     assert conditions(chat.get("dd", NAME))["Ready"] == ready
-    assert _metric(system, "disagg_operator_api_writes") == 0
+    assert _metric(system, "disagg_operator_api_writes_total") == 0
 
 
 def _shrink_soon(cluster: Cluster, role: str) -> None:

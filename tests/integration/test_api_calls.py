@@ -37,7 +37,7 @@ async def at_rest(running: Operator) -> None:
     async def rests() -> bool:
         nonlocal last, same
         now = (
-            await running.metric("disagg_operator_api_writes"),
+            await running.metric("disagg_operator_api_writes_total"),
             await running.metric("disagg_operator_reconcile_seconds_count"),
         )
         last, same = now, same + 1 if now == last else 0

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.apiserver import ApiServer, free_port
+from tests.integration.apiserver import ApiServer
 from tests.integration.cluster_state import collect_garbage, delete_pods, delete_resource, objects, rests, snapshot
 from tests.integration.edited_resource import QUICK, edit, resting_operator, shown
 from tests.integration.faulty_api import Asked, FaultyApi
 from tests.integration.killed_operators import killed_at_writes
 from tests.integration.kubelets import Kubelets
 from tests.integration.operator_process import Cluster, Operator, Pods, eventually, operator
+from tests.ports import free_port
 
 from disagg_operator.kube.pods import DRAIN_UNTIL
 from disagg_operator.kube.resources import POD, annotations_of

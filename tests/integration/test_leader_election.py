@@ -89,7 +89,7 @@ async def test_a_killed_leader_is_replaced_when_its_lease_is_over_and_nothing_is
         await eventually("the one that stands by watches", watches)
         first.process.kill()
         await edit(cluster, "chat", "two")
-        assert await second.metric("disagg_operator_api_writes") == 0
+        assert await second.metric("disagg_operator_api_writes_total") == 0
         await eventually("the other one works", lambda: shows(cluster, "chat", "two"))
         assert (await holder(cluster)).startswith("operator-2_")
 

@@ -19,8 +19,6 @@ from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import (
     DEPLOYMENT,
     DISAGG_POOL,
-    NETWORK_ATTACHMENT,
-    EVENT,
     NETWORK_POLICY,
     OWNED,
     POD,
@@ -46,7 +44,7 @@ async def settled(cluster: Cluster, running: Any) -> float:
 
     async def still() -> bool:
         nonlocal last, same
-        now = await running.metric("disagg_operator_api_writes")
+        now = await running.metric("disagg_operator_api_writes_total")
         same = same + 1 if now == last else 0
         last = now
         return same >= 15 and await running.metric("disagg_operator_reconcile_seconds_count") > 0
@@ -121,7 +119,7 @@ async def test_idle_and_restarted_operators_write_nothing(server: ApiServer, clu
             return await running.metric("disagg_operator_sweep_seconds_count") >= syncs + 12
 
         await eventually("a dozen sweeps", later)
-        assert await running.metric("disagg_operator_api_writes") == before
+        assert await running.metric("disagg_operator_api_writes_total") == before
         assert await running.stop() == 0
     version = (await cluster.resource())["metadata"]["resourceVersion"]
     async with operator(server, tmp_path, cluster.namespace, DISAGG_RESYNC_INTERVAL_S="1") as again:

@@ -112,7 +112,7 @@ async def test_arrivals_drive_both_pools_and_the_decision_explains_itself(
             metrics = (await http.get(f"{url}/metrics")).text
             lines = (await http.get(f"{url}/decisions/{cluster.namespace}/chat")).text.splitlines()
             assert (await http.get(f"{url}/decisions/{cluster.namespace}/..%2f..")).status_code in (400, 404)
-        labels = f'deployment="chat",name="forecast",namespace="{cluster.namespace}",pool="decode"'
+        labels = f'disagg_deployment="chat",name="forecast",namespace="{cluster.namespace}",pool="decode"'
         assert f"disagg_autoscaler_number{{{labels}}}" in metrics
         records = [json.loads(line) for line in lines]
         assert records[0]["begin"] is True

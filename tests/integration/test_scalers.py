@@ -202,7 +202,7 @@ async def test_a_shadow_recommends_and_an_active_one_scales(
         assert (await condition(cluster, "AbleToScale"))["reason"] == "TargetsFree"
         async with httpx.AsyncClient(trust_env=False) as http:
             page = (await http.get(f"http://127.0.0.1:{process.port}/metrics")).text
-        assert 'disagg_autoscaler_wanted_replicas{deployment="scaler/llama"' in page
+        assert 'disagg_autoscaler_wanted_replicas{disagg_deployment="scaler/llama"' in page
 
         await apply(cluster, scaler(fleet, "Active"))
         await is_true(cluster, "Ready", "Scaling")

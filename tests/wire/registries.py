@@ -8,9 +8,12 @@ from disagg_adapter.metrics import Metrics as AdapterMetrics
 from disagg_adapter.metrics import Snapshot
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.controller.metrics import Metrics as OperatorMetrics
+from disagg_operator.kube.cache import Cache
+from disagg_router.generation_metrics import GenerationMetrics
 from disagg_router.metrics import BreakerMetrics, SplitMetrics
 from disagg_router.metrics import Metrics as RouterMetrics
 from disagg_router.objectives import Objectives
+from disagg_router.process_metrics import ProcessMetrics
 from disagg_wire.engine_metrics.readings import Readings
 from disagg_worker.server.metrics import Metrics as WorkerMetrics
 from disagg_worker.server.worker import Worker
@@ -22,7 +25,7 @@ def operator() -> list[CollectorRegistry]:
     """Return the registry of an operator that has made one decision, about one resource."""
     metrics = OperatorMetrics()
     status = {"conditions": [{"type": "Ready", "status": "True", "reason": "Ready"}]}
-    metrics.watch_conditions(lambda: [{"metadata": {"namespace": "a", "name": "b"}, "status": status}])
+    metrics.watch_deployments(lambda: [{"metadata": {"namespace": "a", "name": "b"}, "status": status}], Cache())
     metrics.scaling.decision(("a", "b"), "decode", Decision(1, 2, "X", "Forecast", 1.0, 0.0, "", {"forecast": 1.0}))
     return [metrics.registry]
 
@@ -33,6 +36,8 @@ def router() -> list[CollectorRegistry]:
     metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1}, lambda: {("tcp", "Proved"): 1})
     SplitMetrics(metrics.registry)
     BreakerMetrics(metrics.registry, dict, {}, float)
+    ProcessMetrics(metrics.registry, lambda: {"decode": 0.0})
+    GenerationMetrics(metrics.registry, Objectives(1.0, 0.05))
     return [metrics.registry]
 
 
@@ -88,7 +93,7 @@ def series(registries: list[CollectorRegistry]) -> dict[str, frozenset[str]]:
 
 
 def metrics(registries: list[CollectorRegistry]) -> set[str]:
-    """Return the names of the metrics, without the suffixes of a histogram's series."""
+    """Return the names of our metrics, without the suffixes of a histogram's series."""
     suffix = {"counter": "_total", "info": "_info"}
     families = [family for registry in registries for family in registry.collect()]
-    return {family.name + suffix.get(family.type, "") for family in families}
+    return {f.name + suffix.get(f.type, "") for f in families if not f.name.startswith("process_")}

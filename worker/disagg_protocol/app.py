@@ -226,7 +226,8 @@ def create_app(worker: Endpoint, more: Sequence[Route] = ()) -> Starlette:
         return PlainTextResponse(f"{READY if worker.ready else worker.state}{progress}\n", 200 if worker.ready else 503)
 
     async def metrics(request: Request) -> Response:
-        return Response(worker.render_metrics(), media_type="text/plain; version=0.0.4")
+        body, content_type = worker.metrics_page(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
 
     async def info(request: Request) -> Response:
         if not worker.authorized(request):

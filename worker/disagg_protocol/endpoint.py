@@ -142,8 +142,8 @@ class Endpoint(RunningRequests, ABC):
         """Return the answer to `info`."""
 
     @abstractmethod
-    def render_metrics(self) -> bytes:
-        """Return the metrics in the text format of Prometheus."""
+    def metrics_page(self, accept: str) -> tuple[bytes, str]:
+        """Return the metrics in a format that the header Accept asks for, and its content type."""
 
     @abstractmethod
     def refused(self) -> None:

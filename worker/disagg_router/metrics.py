@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from disagg_router.objectives import Objectives
@@ -13,7 +21,10 @@ from disagg_wire import series
 from disagg_wire.rate_limits import Limited
 from disagg_wire.version import BUILD_INFO_HELP, build_labels
 
-_LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+# They would double the number of series.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+_LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
+_REQUEST_S = (*_LATENCY_S, 120.0, 300.0, 600.0)
 _PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
 
 
@@ -125,18 +136,27 @@ class Metrics:
     def __init__(self, objectives: Objectives | None = None) -> None:
         self._objectives = objectives or Objectives()
         r = self.registry = CollectorRegistry()
+        ProcessCollector(registry=r)
         build = build_labels("router")
         Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=r).labels(**build).set(1)
         self.requests = Counter(
-            series.ROUTER_REQUESTS, "API requests by answer", [series.ENDPOINT, series.CODE], registry=r
+            series.ROUTER_REQUESTS,
+            "API requests by answer; a stream that breaks has the status of its error",
+            [series.ENDPOINT, series.CODE],
+            registry=r,
         )
         self.running = Gauge(series.ROUTER_RUNNING_REQUESTS, "Requests under way", registry=r)
-        self.ttft = Histogram(series.ROUTER_TTFT_SECONDS, "Arrival to first token", registry=r, buckets=_LATENCY_S)
+        self.ttft = Histogram(
+            series.ROUTER_TTFT_SECONDS,
+            "Arrival to first token; or to the end of the wait, where none came in time or the client left before",
+            registry=r,
+            buckets=_LATENCY_S,
+        )
         self.tpot = Histogram(
             series.ROUTER_TPOT_SECONDS, "Time per output token after the first", registry=r, buckets=_PER_TOKEN_S
         )
         self.duration = Histogram(
-            series.ROUTER_REQUEST_SECONDS, "Arrival to last token", registry=r, buckets=_LATENCY_S
+            series.ROUTER_REQUEST_SECONDS, "Arrival to the end, whatever became of it", registry=r, buckets=_REQUEST_S
         )
         self.paths = Counter(
             series.ROUTER_REQUESTS_DISAGGREGATED, "Finished requests by path", [series.PATH], registry=r
@@ -256,8 +276,14 @@ class Metrics:
         """
         self.registry.register(_Live(waiting, pairs, links, holding))
 
+    def page(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the page in a format that the header Accept asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        """Return the page as plain text."""
+        return self.page()[0]
 
 
 def _word(value: bool) -> str:

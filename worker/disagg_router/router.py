@@ -19,9 +19,11 @@ from disagg_router.dispatch.attempt import Patience
 from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.handshake import Handshakes
 from disagg_router.dispatch.upstream import Upstream, upstream_of
+from disagg_router.generation_metrics import GenerationMetrics
 from disagg_router.membership.file import FileMembership
 from disagg_router.membership.kubernetes import KubernetesMembership
 from disagg_router.metrics import BreakerMetrics, Metrics, SplitMetrics
+from disagg_router.process_metrics import ProcessMetrics
 from disagg_router.settings import Settings
 from disagg_router.workers.canary_tally import CanaryTally
 from disagg_router.workers.catalogue import NOTHING_WHOLE, KnownNames
@@ -50,6 +52,7 @@ class Router:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics(settings.objectives)
+        self.generations = GenerationMetrics(self.metrics.registry, settings.objectives)
         self.client = WorkerClient(settings.bearer())
         self._membership = membership_of(settings)
         backlog = Backlog(settings.queue_max_depth, settings.queue_max_bytes)
@@ -80,6 +83,7 @@ class Router:
         self.metrics.watch(
             lambda: {p: self.queue.waiting(p) for p in ROLES}, self.handshakes.counts, self._links, lambda: hold.waiting
         )
+        self._process = ProcessMetrics(self.metrics.registry, self._poll_ages)
         self.created_s = int(time.time())
         self.incarnation = secrets.token_hex(8)
         self.draining = False
@@ -88,6 +92,14 @@ class Router:
         self.table.active = lambda: self.active > 0
         self.idle = asyncio.Event()
         self.idle.set()
+
+    def _poll_ages(self) -> dict[str, float]:
+        """Return for each pool how long its most silent worker has been silent."""
+        ages, now_s = dict.fromkeys(ROLES, 0.0), time.monotonic()
+        for name, member in self._membership.members().items():
+            for pool in member.pools & ages.keys():
+                ages[pool] = max(ages[pool], self.table.misses.silent_s(name, now_s))
+        return ages
 
     def _links(self) -> Counter[tuple[str, str]]:
         """Count the healthy pairs whose transport is known by transport and evidence."""
@@ -125,7 +137,7 @@ class Router:
 
     async def run(self) -> None:
         """Run membership, polling and handshakes until cancelled."""
-        await asyncio.gather(self._membership.run(), self.table.run(), self.handshakes.run())
+        await asyncio.gather(self._membership.run(), self.table.run(), self.handshakes.run(), self._process.run())
 
     async def answer_the_held(self) -> None:
         """Answer the requests for which there are no workers, because this router ends."""

@@ -25,7 +25,8 @@ STATE = "state"
 DIRECTION = "direction"
 RESULT = "result"
 NAMESPACE = "namespace"
-DEPLOYMENT = "deployment"
+# As scrape configurations name it on the series of routers and workers, so that all join.
+DEPLOYMENT = "disagg_deployment"
 NAME = "name"
 COMPONENT = "component"
 VERSION = "version"
@@ -35,6 +36,10 @@ EVIDENCE = "evidence"
 WHAT = "what"
 OUTCOME = "outcome"
 BACKEND = "backend"
+STAGE = "stage"
+PHASE = "phase"
+LIMIT = "limit"
+INTERFACE = "interface"
 
 # Values of OBJECTIVE, WITHIN, PART and KIND. The uncached requests are those that are work for the
 # prefill workers.
@@ -57,6 +62,28 @@ UPSTREAM, POOLS = "upstream", "pools"
 # Values of OUTCOME.
 SERVED, REFUSED, EXPIRED, CANCELLED = "served", "refused", "expired", "cancelled"
 COMPLETE, TIMED_OUT, KILLED, UNANSWERED = "complete", "timed_out", "killed", "unanswered"
+# Values of OUTCOME, of generations: `shed` was refused because there was no room.
+COMPLETED, SHED = "completed", "shed"
+FAILED_BEFORE_FIRST, FAILED_AFTER_FIRST = "failed_before_first", "failed_after_first"
+LEFT_BEFORE_FIRST, LEFT_AFTER_FIRST = "left_before_first", "left_after_first"
+GENERATION_OUTCOMES = (
+    COMPLETED, FAILED_BEFORE_FIRST, FAILED_AFTER_FIRST, SHED, TIMED_OUT, LEFT_BEFORE_FIRST, LEFT_AFTER_FIRST,
+)  # fmt: skip
+# Values of STAGE: those until the first token, which add up to its time, and those after it.
+ADMIT, HOLD, RETRY, RESERVE, PREFILL = "admit", "hold", "retry", "reserve", "prefill"
+QUEUE_PREFILL, QUEUE_DECODE = "queue_prefill", "queue_decode"
+TTFT_STAGES = (ADMIT, HOLD, QUEUE_PREFILL, QUEUE_DECODE, RETRY, RESERVE, PREFILL)
+TRANSFER, EXPOSED_TRANSFER, DECODE = "transfer", "exposed_transfer", "decode"
+# Values of LIMIT: what a pool stands at, or that it cannot meet its objective at any size.
+LIMIT_MAX, LIMIT_BUDGET, LIMIT_CLUSTER, LIMIT_OBJECTIVE = "max", "budget", "cluster", "objective"
+# Values of STATE, of pods.
+DESIRED, POD_READY, STARTING, DRAINING, UNSCHEDULABLE = "desired", "ready", "starting", "draining", "unschedulable"
+# Values of PHASE: how a worker gets its model.
+DOWNLOAD, READ = "download", "read"
+# Values of DIRECTION, of scalings.
+UP, DOWN = "up", "down"
+# Values of DIRECTION, of KV.
+SENT, RECEIVED = "sent", "received"
 # Values of SOURCE: where the KV of prompt tokens came from. LOCAL_REST is what decode has computed
 # by choice behind the start of a prompt that it had; it is not part of LOCAL_COMPUTE.
 LOCAL_COMPUTE = "local_compute"
@@ -70,6 +97,13 @@ ROUTER_WAITING_REQUESTS = "disagg_router_waiting_requests"
 ROUTER_PAIRS = "disagg_router_pairs"
 ROUTER_PAIR_TRANSPORTS = "disagg_router_pair_transports"
 ROUTER_REQUESTS = "disagg_router_requests_total"
+ROUTER_GENERATIONS = "disagg_router_generations_total"
+ROUTER_STAGE_SECONDS = "disagg_router_stage_seconds"
+ROUTER_HANDOVER_SECONDS = "disagg_router_handover_seconds"
+ROUTER_LONGEST_GAP_SECONDS = "disagg_router_longest_gap_seconds"
+ROUTER_OLDEST_POLL_AGE_SECONDS = "disagg_router_oldest_poll_age_seconds"
+ROUTER_LOOP_LAG_SECONDS = "disagg_router_loop_lag_seconds"
+ROUTER_OBJECTIVE_SECONDS = "disagg_router_objective_seconds"
 ROUTER_RUNNING_REQUESTS = "disagg_router_running_requests"
 ROUTER_TTFT_SECONDS = "disagg_router_ttft_seconds"
 ROUTER_TPOT_SECONDS = "disagg_router_tpot_seconds"
@@ -118,6 +152,9 @@ WORKER_GENERATED_TOKENS = "disagg_worker_generated_tokens_total"
 WORKER_PREEMPTIONS = "disagg_worker_preemptions_total"
 WORKER_LATE_PROMPTS = "disagg_worker_late_prompts_total"
 WORKER_HOST_CACHE_BYTES = "disagg_worker_host_cache_bytes"
+WORKER_PROGRESS_TIMESTAMP_SECONDS = "disagg_worker_progress_timestamp_seconds"
+WORKER_OLDEST_RESERVATION_AGE_SECONDS = "disagg_worker_oldest_reservation_age_seconds"
+WORKER_LOAD_SECONDS = "disagg_worker_load_seconds"
 WORKER_STEPS = "disagg_worker_steps_total"
 WORKER_STEP_SECONDS = "disagg_worker_step_seconds_total"
 WORKER_RESERVATIONS_REFUSED = "disagg_worker_reservations_refused_total"
@@ -147,14 +184,19 @@ KV_TRANSFER_FAILURES = "disagg_kv_transfer_failures_total"
 KV_TRANSFER_SAVED_BLOCKS = "disagg_kv_transfer_saved_blocks_total"
 KV_TRANSFER_SAVED_BYTES = "disagg_kv_transfer_saved_bytes_total"
 KV_TRANSFERS = "disagg_kv_transfers_total"
+KV_LINK_BUSY_SECONDS = "disagg_kv_link_busy_seconds_total"
+KV_INTERFACE_SPEED_BYTES = "disagg_kv_interface_speed_bytes"
 KV_QUARANTINED_BLOCKS = "disagg_kv_quarantined_blocks"
 
 CONDITION = "disagg_condition"
+DEPLOYMENT_CONDITION = "disagg_deployment_condition"
+DEPLOYMENT_UNOBSERVED_SECONDS = "disagg_deployment_unobserved_seconds"
+POOL_PODS = "disagg_pool_pods"
 OPERATOR_RECONCILES = "disagg_operator_reconciles_total"
 OPERATOR_RECONCILE_SECONDS = "disagg_operator_reconcile_seconds"
 OPERATOR_QUEUE_DEPTH = "disagg_operator_queue_depth"
 OPERATOR_WATCH_EVENTS = "disagg_operator_watch_events_total"
-OPERATOR_API_WRITES = "disagg_operator_api_writes"
+OPERATOR_API_WRITES = "disagg_operator_api_writes_total"
 OPERATOR_LEADING = "disagg_operator_leading"
 OPERATOR_SWEEP_SECONDS = "disagg_operator_sweep_seconds"
 OPERATOR_EXCHANGES = "disagg_operator_pool_exchanges_total"
@@ -168,6 +210,7 @@ AUTOSCALER_REPLICAS = "disagg_autoscaler_replicas"
 AUTOSCALER_WANTED_REPLICAS = "disagg_autoscaler_wanted_replicas"
 AUTOSCALER_SIGNAL = "disagg_autoscaler_signal"
 AUTOSCALER_NUMBER = "disagg_autoscaler_number"
+AUTOSCALER_LIMITED = "disagg_autoscaler_limited"
 AUTOSCALER_FAILURES = "disagg_autoscaler_failures_total"
 AUTOSCALER_BLIND = "disagg_autoscaler_blind"
 

@@ -117,7 +117,9 @@ async def _page(kube: HttpKube, pod: Obj, path: str) -> str:
         except Forbidden:  # an operator of an earlier release asks for no key
             may_get = False
         try:
-            return await kube.pod_page(namespace, name_of(pod), OPERATOR_HEALTH_PORT, path, {KEY_HEADER: key} if key else None)
+            return await kube.pod_page(
+                namespace, name_of(pod), OPERATOR_HEALTH_PORT, path, {KEY_HEADER: key} if key else None
+            )
         except Forbidden as error:
             if KEY_HEADER not in str(error):
                 raise

@@ -36,14 +36,14 @@ class HealthServer:
         clock: Callable[[], float],
         sick: Callable[[], str | None],
         useless: Callable[[], str | None],
-        metrics_text: Callable[[], bytes],
+        metrics_page: Callable[[str], tuple[bytes, str]],
         decisions: Callable[[Key, float], Iterable[bytes]],
     ) -> None:
         self._host = settings.health_host
         self._port = settings.health_port
         self._sick = sick
         self._useless = useless
-        self._metrics_text = metrics_text
+        self._metrics_page = metrics_page
         self._records = decisions
         self._right = DecisionsRight(kube, settings.lease_namespace, settings.lease_name, clock)
         self._readers = asyncio.Semaphore(_READERS)
@@ -101,8 +101,9 @@ class HealthServer:
         await answer.write_eof()
         return answer
 
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics_text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body, content_type = self._metrics_page(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 def _verdict(problem: str | None) -> web.Response:

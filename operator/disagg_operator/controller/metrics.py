@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from disagg_operator.autoscaling.scaling_metrics import ScalingMetrics
 from disagg_operator.controller.condition_metrics import ConditionMetrics
+from disagg_operator.controller.deployment_metrics import DeploymentMetrics, Objects
 from disagg_operator.vocabulary import Obj
 from disagg_wire import series
 from disagg_wire.version import BUILD_INFO_HELP, build_labels
+
+# They would double the number of series.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class _Writes(Collector):
+    """A counter that somebody else counts."""
+
+    def __init__(self, writes: Callable[[], int]) -> None:
+        self._count = writes
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        told = "Writing requests to the API server, without those for the Lease"
+        yield CounterMetricFamily(series.OPERATOR_API_WRITES, told, value=self._count())
 
 
 class Metrics:
@@ -21,6 +46,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         build = build_labels("operator")
         Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
         self.reconciles = Counter(
@@ -33,11 +59,8 @@ class Metrics:
         self.watch_events = Counter(
             series.OPERATOR_WATCH_EVENTS, "Watch events by kind", (series.KIND,), registry=self.registry
         )
-        self.writes = Gauge(
-            series.OPERATOR_API_WRITES,
-            "Writing requests to the API server, without those for the Lease",
-            registry=self.registry,
-        )
+        self._writes: Callable[[], int] = lambda: 0
+        self.registry.register(_Writes(lambda: self._writes()))
         self.leading = Gauge(
             series.OPERATOR_LEADING, "1 if this operator leads, 0 if it stands by", registry=self.registry
         )
@@ -79,9 +102,20 @@ class Metrics:
         """Count a worker that serves again instead of going."""
         self.drains.labels(series.CANCELLED).inc()
 
-    def watch_conditions(self, resources: Callable[[], Iterable[Obj]]) -> None:
-        """Also expose the conditions of what `resources` returns."""
+    def watch_writes(self, writes: Callable[[], int]) -> None:
+        """Expose the number of writing requests so far that `writes` returns."""
+        self._writes = writes
+
+    def watch_deployments(self, resources: Callable[[], Iterable[Obj]], cache: Objects) -> None:
+        """Also expose the conditions and pods of what `resources` returns."""
         self.registry.register(ConditionMetrics(resources))
+        self.registry.register(DeploymentMetrics(resources, cache))
+
+    def page(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the page in a format that the header Accept asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        """Return the page as plain text."""
+        return self.page()[0]

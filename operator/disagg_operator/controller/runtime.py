@@ -90,7 +90,8 @@ class Runtime:
         self._views = Views(kube, self.cache, clock)
         self.live = LiveTable()
         self.metrics = Metrics()
-        self.metrics.watch_conditions(self._told)
+        self.metrics.watch_deployments(self._told, self.cache)
+        self.metrics.watch_writes(lambda: kube.writes)
         self.queue = KeyedQueue(clock, QueueState(max_resync=max(1, settings.workers // 2)))
         # The wall clock is read once at the start; from then on time follows the monotonic clock.
         # Forecasts need the time of day, but no clock that jumps.
@@ -115,7 +116,7 @@ class Runtime:
         self._scalers = ScalerPart(settings, kube, self._decision_log, self.metrics, clock, self._epoch, wall, new_id)
         self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
         self._health = HealthServer(
-            settings, kube, clock, self.sick, self.useless, self._metrics_text, self._decision_log.read
+            settings, kube, clock, self.sick, self.useless, self._metrics_page, self._decision_log.read
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._swept_at = self._synced_at = clock()
@@ -385,7 +386,6 @@ class Runtime:
                 log.warning("%s/%s: %s; the next resync brings it back", *key, error)
                 return
 
-    def _metrics_text(self) -> bytes:
+    def _metrics_page(self, accept: str) -> tuple[bytes, str]:
         self.metrics.queue_depth.set(self.queue.state.depth())
-        self.metrics.writes.set(self._kube.writes)
-        return self.metrics.text()
+        return self.metrics.page(accept)

@@ -36,7 +36,10 @@ async def test_ticket_then_prefill_then_accepted_then_tokens(tmp_path: Path) -> 
         await both.empty()
         samples = await both.decode.samples()
         assert samples['disagg_kv_transfer_bytes_total{direction="received"}'] == 48 * 64
-        assert samples["disagg_kv_transfer_seconds_count"] == 1
+        assert samples['disagg_kv_transfer_seconds_count{direction="received"}'] == 1
+        assert samples['disagg_kv_transfer_bytes_total{direction="received"}'] == 48 * 64
+        sent = await both.prefill.samples()
+        assert sent['disagg_kv_transfer_seconds_count{direction="sent"}'] == 1
         assert samples["disagg_engine_other_first_tokens_total"] == 0
 
 
@@ -165,7 +168,7 @@ async def test_a_frozen_read_ends_at_the_timeout_and_closes_the_generator(
         assert first[-1]["code"] == codes.TRANSFER_FAILED
         assert both.decode.engine.closed_early == ["decode"]
         samples = await both.decode.samples()
-        assert samples['disagg_kv_transfer_failures_total{reason="transfer_failed"}'] == 1
+        assert samples['disagg_kv_transfer_failures_total{direction="received",reason="transfer_failed"}'] == 1
         await both.serves_the_next()
 
 

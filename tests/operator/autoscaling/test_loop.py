@@ -123,7 +123,7 @@ async def test_a_bug_that_one_resource_meets_costs_no_other_its_decisions(
     assert loop.live.of(("ns", "good"), "uid-good").decisions["decode"] is not None
     assert not loop.live.of(("ns", "bad"), "uid-bad").decisions
     assert "ns/bad: no decision" in caplog.text
-    assert b'disagg_autoscaler_failures_total{deployment="bad",namespace="ns"} 3.0' in loop.metrics.text()
+    assert b'disagg_autoscaler_failures_total{disagg_deployment="bad",namespace="ns"} 3.0' in loop.metrics.text()
 
 
 async def test_a_resource_of_which_nothing_exists_costs_a_tick_nothing(loop: Loop) -> None:
@@ -199,4 +199,6 @@ async def test_a_deployment_at_zero_is_not_decided_about(loop: Loop) -> None:
     loop.woken.clear()
     await loop.loop.tick()
     assert (loop.live.of(("ns", "chat"), "uid-chat").decisions, loop.woken) == ({}, set())
-    assert b'disagg_autoscaler_replicas{deployment="chat",namespace="ns",pool="decode"} 0.0' in loop.metrics.text()
+    assert (
+        b'disagg_autoscaler_replicas{disagg_deployment="chat",namespace="ns",pool="decode"} 0.0' in loop.metrics.text()
+    )

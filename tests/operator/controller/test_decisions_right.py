@@ -127,7 +127,7 @@ async def serving(api: Api, records: Any) -> AsyncIterator[str]:
         lease_namespace="sys",
         lease_name="op",
     )
-    server = HealthServer(settings, api, Clock(), lambda: None, lambda: None, lambda: b"", records)
+    server = HealthServer(settings, api, Clock(), lambda: None, lambda: None, lambda _: (b"", ""), records)
     await server.start()
     try:
         yield f"http://127.0.0.1:{server.port}"

@@ -410,7 +410,7 @@ async def test_without_room_the_new_pair_comes_when_the_old_one_has_drained_and_
     await world.roll()
     assert (world.cut, len(world.names("decode") - old)) == ([], 1)
     text = world.metrics.text().decode()
-    assert 'disagg_operator_pool_exchanges_total{deployment="chat",namespace="default"} 1.0' in text
+    assert 'disagg_operator_pool_exchanges_total{disagg_deployment="chat",namespace="default"} 1.0' in text
 
 
 async def test_a_deployment_without_pods_that_takes_another_revision_keeps_its_size() -> None:

@@ -242,7 +242,7 @@ async def test_one_pair_without_surge_is_exchanged_and_counted() -> None:
     await world.roll()
     assert world.condition("Progressing")["reason"] == "RolloutComplete"
     text = world.metrics.text().decode()
-    assert 'disagg_operator_pool_exchanges_total{deployment="chat",namespace="default"} 1.0' in text
+    assert 'disagg_operator_pool_exchanges_total{disagg_deployment="chat",namespace="default"} 1.0' in text
 
 
 async def test_a_broken_revision_after_an_exchange_is_followed_by_the_one_before() -> None:

@@ -87,7 +87,7 @@ async def test_both_pools_go_in_one_run_and_come_back_in_one() -> None:
         "Woken",
     ]
     page = world.metrics.text().decode()
-    labels = '{deployment="chat",namespace="default"}'
+    labels = '{disagg_deployment="chat",namespace="default"}'
     for line in (f"disagg_operator_zeros_total{labels} 1.0", f"disagg_operator_wakes_total{labels} 1.0"):
         assert line in page
     assert "disagg_operator_wake_seconds_sum 40.0" in page

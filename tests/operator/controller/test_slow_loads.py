@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.integration.apiserver import free_port
 from tests.operator.controller.rolling import ROLES, Rolling
 from tests.operator.controller.world import KEY
+from tests.ports import free_port
 
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.controller.starting_pods import StartingPods

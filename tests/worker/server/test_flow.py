@@ -234,7 +234,7 @@ async def test_a_decode_worker_that_dies_during_the_transfer_frees_the_prefills_
         assert (lines[-1]["code"], lines[-1]["retryable"]) == ("transfer_failed", True)
         await prefill.empty()
         assert (
-            'disagg_kv_transfer_failures_total{reason="transfer_failed"} 1.0'
+            'disagg_kv_transfer_failures_total{direction="sent",reason="transfer_failed"} 1.0'
             in (await prefill.http.get("/metrics")).text
         )
 

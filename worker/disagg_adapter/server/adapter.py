@@ -89,9 +89,9 @@ class Adapter(Endpoint):
         self.metrics.info.info(
             {
                 "role": self.role,
-                "incarnation": self.incarnation,
                 "model": settings.model_name,
                 "interface": self.interface,
+                "transport": settings.transport,
                 "engine": f"{settings.engine}-{identity.version}",
             }
         )
@@ -185,8 +185,8 @@ class Adapter(Endpoint):
     def compat(self) -> str:
         return self._compat
 
-    def render_metrics(self) -> bytes:
-        return self.metrics.render()
+    def metrics_page(self, accept: str) -> tuple[bytes, str]:
+        return self.metrics.page(accept)
 
     def refused(self) -> None:
         self.metrics.reservations_refused.inc()

@@ -20,7 +20,7 @@ from disagg_protocol.bodies import DecodeRequest, Line, PrefillRequest, event_js
 from disagg_protocol.errors import InvalidInput
 from disagg_protocol.events import EndEvent
 from disagg_protocol.ticket import Ticket, sign, token_hash
-from disagg_wire import codes
+from disagg_wire import codes, series
 
 # A READ at less than this is as good as none.
 _SLOWEST_BYTES_PER_S = 250e6
@@ -134,8 +134,8 @@ class RemoteDecode(Run):
     def _note(self, first: Delta, expected_token: int | None, kv_bytes: int, taken_s: float) -> None:
         """Tell the router and the metrics that the KV has come."""
         adapter, used = self._adapter, self._adapter.transport()
-        adapter.metrics.transfer_bytes.labels("received").inc(kv_bytes)
-        adapter.metrics.transfer_seconds.observe(taken_s)
+        adapter.metrics.transfer_bytes.labels(series.RECEIVED).inc(kv_bytes)
+        adapter.metrics.transfer_seconds.labels(series.RECEIVED).observe(taken_s)
         # With temperature 0, both engines must choose the same token; ties aside.
         comparable = self._work.sampling.temperature == 0 and expected_token is not None and first.outputs
         if comparable and first.outputs[0].token != expected_token:
@@ -155,6 +155,8 @@ class RemoteDecode(Run):
 
 class PrefillRun(Run):
     """Compute a prompt, and hand its KV over."""
+
+    direction = series.SENT
 
     def __init__(self, adapter: Host, request: PrefillRequest, work: Work, ticket: Ticket) -> None:
         super().__init__(adapter, work, request.deadline_s)
@@ -220,7 +222,8 @@ class PrefillRun(Run):
     def _transferred(self, taken_s: float) -> None:
         adapter, used = self._adapter, self._adapter.transport()
         kv_bytes = adapter.kv_bytes(len(self._work.tokens))
-        adapter.metrics.transfer_bytes.labels("sent").inc(kv_bytes)
+        adapter.metrics.transfer_bytes.labels(series.SENT).inc(kv_bytes)
+        adapter.metrics.transfer_seconds.labels(series.SENT).observe(taken_s)
         self._emit(
             {
                 "type": "transferred",

@@ -32,7 +32,7 @@ from disagg_protocol.bodies import (
 )
 from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
 from disagg_protocol.requests import Job
-from disagg_wire import codes
+from disagg_wire import codes, series
 from disagg_wire.room import Room
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,9 @@ class Host(Protocol):
 
 class Run(ABC):
     """A job whose lines are made by a task of its own, so that it can be interrupted."""
+
+    direction = series.RECEIVED
+    """The way of its KV."""
 
     def __init__(self, adapter: Host, work: Work, deadline_s: float) -> None:
         self._adapter = adapter
@@ -176,7 +179,7 @@ class Run(ABC):
 
     def _failed(self, fault: EngineFault) -> None:
         if fault.code == codes.TRANSFER_FAILED:
-            self._adapter.metrics.transfer_failures.labels(fault.code).inc()
+            self._adapter.metrics.transfer_failures.labels(self.direction, fault.code).inc()
 
     @abstractmethod
     async def _work_on(self) -> None:

@@ -7,10 +7,11 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from disagg_router.dispatch.legs import LegEnded, LegLine, Legs, LegTaken
 from disagg_router.dispatch.request_state import ProtocolViolation, RequestState, Token
+from disagg_router.dispatch.stage_clock import StageClock
 from disagg_router.dispatch.tail_times import Stage, Tails
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.client import Line, WorkerClient
@@ -74,6 +75,7 @@ class Trace:
     queue_s: float = 0.0  # waiting for room, over all attempts
     held_s: float = 0.0  # the part of it for which there were no workers of the model
     attempts: int = 0  # over all attempts; waiting for room does not count as one
+    clock: StageClock = field(default_factory=StageClock)  # over all attempts
     broken: tuple[Worker | None, Worker | None] | None = None
     """The prefill and the decode worker of the first attempt that failed by no fault of the client,
     or that they had taken and did not begin in time; None if none did.
@@ -352,6 +354,8 @@ class Attempt:
 
         A pair says so with its ticket, a single worker by answering at all.
         """
+        if not self._taken:
+            self._trace.clock.enter(series.PREFILL, time.monotonic())
         self._taken = True
         self._room_changed()
 

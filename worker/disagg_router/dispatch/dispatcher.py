@@ -28,7 +28,7 @@ from disagg_router.objectives import Objectives
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.pair_choice import Choice, scarce_pool
 from disagg_router.workers.table import WorkerTable
-from disagg_wire import codes
+from disagg_wire import codes, series
 
 log = logging.getLogger(__name__)
 # Errors that are the answer to the client: nothing has failed over.
@@ -146,6 +146,7 @@ class Dispatcher:
             try:
                 choice = self._choose(state, visit.full, trace)
                 trace.attempts = state.failures + 1
+                trace.clock.attempt(time.monotonic())
                 weaker = weakened(state, choice)
                 settled = partial(visit.queue.settled, visit.turn)
                 self._rank(visit, state, choice)
@@ -165,6 +166,7 @@ class Dispatcher:
                     yield Finished(reason)
                     return
                 trace.note_failure(failure)
+                trace.clock.failed(time.monotonic())
                 if isinstance(failure, AttemptFailed):
                     self._failed(state, failure)
                     await self._pause(state, visit, failure)
@@ -279,6 +281,7 @@ class Dispatcher:
     async def _wait(self, visit: _Visit, state: RequestState, pool: str, trace: Trace) -> None:
         """Return when the request may try again. Raises ModelReplaced."""
         started_s = time.monotonic()
+        trace.clock.enter(f"queue_{pool}", started_s)
         try:
             if self._has_workers(state):
                 with contextlib.suppress(LeftModel), self._partners_come(visit, state, trace) as come:
@@ -293,6 +296,7 @@ class Dispatcher:
                         max_wait_s=self._queues.hold.max_wait_s if come else None,
                     )
             if not self._has_workers(state):
+                trace.clock.enter(series.HOLD, time.monotonic())
                 await self._hold(visit, state, trace)
             visit.returning = True
         finally:

@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
@@ -25,6 +25,7 @@ from disagg_router.admission.quotas import LimitReached, Quota
 from disagg_router.dispatch.dispatcher import ModelReplaced
 from disagg_router.errors import ApiError
 from disagg_router.openai import body_errors, outcomes, schema
+from disagg_router.openai.account import Account
 from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
 from disagg_router.openai.body import loads
@@ -36,7 +37,6 @@ from disagg_router.openai.pumped_response import PumpedResponse, while_connected
 from disagg_router.openai.relay import relayed
 from disagg_router.openai.streaming import SseResponse, merge
 from disagg_router.router import Router
-from disagg_wire import series
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
 from disagg_wire.request_bodies import RequestBodies
 from disagg_wire.tenants import scope_of, share_of
@@ -55,6 +55,10 @@ def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Respons
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.body(), error.status, headers)
+
+
+def _internal() -> ApiError:
+    return ApiError(500, "internal error; see the router's log", code="internal")
 
 
 def _seconds(text: str | None) -> float | None:
@@ -109,50 +113,55 @@ class Api:
     async def _completions(self, request: Request, kind: type[schema.RequestT], endpoint: str) -> Response:
         """Answer a request, and count it by the status of its answer.
 
-        An answer that is a stream counts as 200 once it has a first token.
+        A stream counts when it is over, with the status of the error that it ends with, if any.
         """
         quota: Quota | None = None
+        account = Account(self._router, endpoint)
         with contextlib.ExitStack() as running:
             refused: LimitReached | None = None
             try:
                 quota = self._authenticate(request)
                 quota.begin(time.monotonic())
                 running.callback(quota.end)
-                answer = await self._answer(request, kind, quota, chat=endpoint == "chat")
+                answer = await self._answer(request, kind, quota, account, chat=endpoint == "chat")
+            except LimitReached as error:
+                answer, refused = _error(error), error
+                self._router.metrics.limited.labels(error.limited).inc()
             except ApiError as error:
+                account.refused(error)
                 answer = _error(error)
-                if isinstance(error, LimitReached):
-                    refused = error
-                    self._router.metrics.limited.labels(error.limited).inc()
             except ClientDisconnect:
                 answer = Response(status_code=499)
             except Exception:
                 log.exception("a request failed")
-                answer = _error(ApiError(500, "internal error; see the router's log", code="internal"))
+                answer = _error(_internal())
             if quota is not None:
                 answer.raw_headers += quota.headers(time.monotonic(), refused)
             if isinstance(answer, PumpedResponse):
                 answer.finally_call(running.pop_all().close)
-        self._router.metrics.requests.labels(endpoint, str(answer.status_code)).inc()
+        account.answered(answer.status_code)
         return answer
 
-    async def _answer(self, request: Request, kind: type[schema.RequestT], quota: Quota, *, chat: bool) -> Response:
+    async def _answer(
+        self, request: Request, kind: type[schema.RequestT], quota: Quota, account: Account, *, chat: bool
+    ) -> Response:
         arrived_s = time.monotonic()
         announced = request.headers.get("content-length", "")
         async with self._bodies.read(request.stream(), announced) as body:
             upstream = self._router.upstream
             if upstream is not None and upstream.takes(request.headers):
+                account.relayed = True
                 return await relayed(self._router, upstream, request, body, arrived_s)
             asked, size_bytes = schema.parse(kind, loads(body)), len(body)
             del body
-        shown_id, generations, queue_s, held_s = secrets.token_hex(12), list[Generation](), 0.0, 0.0
+        shown_id, generations, queue_s, held_s = secrets.token_hex(12), account.generations, 0.0, 0.0
         # Who asks for what does not exist keeps no workers from resting.
         self._names.check(asked.model)
         tenant = self._tenant(quota.key.key, asked.cache_salt)
         asker = Asker(quota.key.priority, share_of(tenant))
         with self._router.work() as work:
             work.callback(outcomes.followed(self._router, generations))
-            work.callback(lambda: self._account(generations, streamed=bool(asked.stream)))
+            work.callback(lambda: account.over(streamed=bool(asked.stream)))
             for _ in range(self._router.settings.max_attempts):
                 try:
                     text, model, waited_s = await self._names.find(
@@ -171,6 +180,7 @@ class Api:
                 generations[:] = planned
                 for g in planned:
                     g.trace.queue_s, g.trace.held_s = queue_s + waited_s, held_s + waited_s
+                    g.trace.clock.start(arrived_s, g.trace.held_s)
                 shape = AnswerFormat(
                     chat=chat,
                     identity=shown_id,
@@ -179,29 +189,32 @@ class Api:
                     fingerprint=model.identity.fingerprint,
                 )
                 with contextlib.suppress(ModelReplaced):
-                    return await self._served(request, asked, shape, planned, work)
+                    return await self._served(request, asked, shape, account, work)
                 queue_s = max(g.trace.queue_s for g in planned)
                 held_s = max(g.trace.held_s for g in planned)
-            raise ApiError(503, "the model was replaced too often; try again", code="starting", retry_after_s=1)
+            replaced = ApiError(503, "the model was replaced too often; try again", code="starting", retry_after_s=1)
+            for g in generations:
+                account.failed(g, replaced)
+            raise replaced
 
     async def _served(
         self,
         request: Request,
         asked: schema.ChatRequest | schema.CompletionRequest,
         shape: AnswerFormat,
-        generations: list[Generation],
+        account: Account,
         work: contextlib.ExitStack,
     ) -> Response:
         """Return the answer, or its stream once there is a first token.
 
         Raises ApiError, and ModelReplaced while nothing has gone to the client.
         """
-        traced = request.headers.get("x-disagg-trace") == "1"
+        traced, generations = request.headers.get("x-disagg-trace") == "1", account.generations
         if not asked.stream:
-            answer = await while_connected(request.receive, self._whole(shape, generations))
+            answer = await while_connected(request.receive, self._whole(shape, account))
             return JSONResponse(answer | ({"disagg": generations[0].trace_json()} if traced else {}))
         usage = traced or (asked.stream_options is not None and asked.stream_options.include_usage)
-        events = self._stream(shape, generations, usage=usage, traced=traced)
+        events = self._stream(shape, account, usage=usage, traced=traced)
         try:
             # Nothing is promised before there is a token: a failure until then is answered with
             # its own status.
@@ -209,27 +222,30 @@ class Api:
         except BaseException:
             await events.aclose()
             raise
+        account.streams = True
         return SseResponse(first, events, work.pop_all().close)
 
-    async def _whole(self, shape: AnswerFormat, generations: list[Generation]) -> dict[str, Any]:
+    async def _whole(self, shape: AnswerFormat, account: Account) -> dict[str, Any]:
         """Return the whole answer."""
+        generations = account.generations
         pieces: list[list[Piece]] = [[] for _ in generations]
-        async with contextlib.aclosing(merge([self._pieces(g) for g in generations])) as merged:
+        async with contextlib.aclosing(merge([self._pieces(account, g) for g in generations])) as merged:
             async for index, piece in merged:
                 pieces[index].append(piece)
         return shape.whole(list(zip(generations, pieces, strict=True)))
 
     async def _stream(
-        self, shape: AnswerFormat, generations: list[Generation], *, usage: bool, traced: bool
+        self, shape: AnswerFormat, account: Account, *, usage: bool, traced: bool
     ) -> AsyncGenerator[dict[str, Any]]:
         """Yield the chunks of all choices as they come.
 
         Raises ApiError before the first chunk; after that an error is the last event.
         """
+        generations = account.generations
         shown = [0] * len(generations)
         started = False
         try:
-            async with contextlib.aclosing(merge([self._pieces(g) for g in generations])) as merged:
+            async with contextlib.aclosing(merge([self._pieces(account, g) for g in generations])) as merged:
                 async for index, piece in merged:
                     if not started:
                         started = True
@@ -250,57 +266,26 @@ class Api:
             if not started:
                 raise
             log.exception("a stream failed")
-            yield ApiError(500, "internal error; see the router's log", code="internal").body()
+            yield _internal().body()
 
-    async def _pieces(self, g: Generation) -> AsyncGenerator[Piece]:
-        """Yield the pieces of one choice, and count them against the objectives. Raises
-        ApiError.
-        """
-        metrics, seen = self._router.metrics, False
+    async def _pieces(self, account: Account, g: Generation) -> AsyncGenerator[Piece]:
+        """Yield the pieces of one choice, and count its first token. Raises ApiError."""
+        seen = False
         try:
             async with contextlib.aclosing(g.pieces(self._router.dispatcher)) as pieces:
                 async for piece in pieces:
                     if piece.tokens and not seen:
                         seen = True
-                        few = g.trace.reason == series.FEW_MISSING
-                        cached = g.state.cached_tokens
-                        metrics.first_token(len(g.state.prompt), cached, g.ttft_s, few_missing=few)
+                        account.first(g)
                     yield piece
         except ApiError as error:
-            if outcomes.tells_of_service(error.status):
-                g.failed = True
-                metrics.failed(has_first=seen)
-            else:
-                g.refused = True
+            account.failed(g, error)
             raise
-
-    def _account(self, generations: Sequence[Generation], *, streamed: bool) -> None:
-        """Update the metrics and write one log line for each choice, whatever became of it."""
-        metrics = self._router.metrics
-        if streamed:
-            outcomes.compare(self._router, generations, time.monotonic())
-        for g in generations:
-            metrics.prompt_tokens.inc(len(g.state.prompt))
-            metrics.generated_tokens.inc(g.tokens)
-            if not g.first_s:
-                continue
-            metrics.ttft.observe(g.ttft_s)
-            metrics.duration.observe(g.last_s - g.started_s)
-            if g.tpot_s is not None:
-                metrics.tpot.observe(g.tpot_s)
-            metrics.paths.labels(g.trace.path).inc()
-            metrics.path_reasons.labels(g.trace.path, g.trace.reason).inc()
-            if g.ended:
-                metrics.ended(len(g.state.prompt), g.tokens, g.tpot_s)
-            prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
-            log.info(
-                "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%s"
-                " transfer_ms=%s attempts=%d queue_ms=%.1f reason=%s",
-                g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), g.tokens, 1e3 * g.ttft_s,
-                "-" if g.trace.kv_bytes is None else g.trace.kv_bytes,
-                "-" if g.trace.transfer_s is None else f"{1e3 * g.trace.transfer_s:.1f}",
-                g.trace.attempts, 1e3 * g.trace.queue_s, g.trace.reason,
-            )  # fmt: skip
+        except ModelReplaced:
+            raise
+        except Exception:
+            account.failed(g, _internal())
+            raise
 
     async def models(self, request: Request) -> Response:
         """Answer GET /v1/models and /v1/models/{name}."""
@@ -334,7 +319,8 @@ class Api:
         return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._router.metrics.render(), media_type="text/plain; version=0.0.4")
+        body, content_type = self._router.metrics.page(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
 
     def _refused(self, request: Request) -> Response | None:
         """Return the answer to a call of the operator's that does not show the cluster key."""

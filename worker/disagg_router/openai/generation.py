@@ -18,6 +18,7 @@ from disagg_router.admission.quotas import Quota
 from disagg_router.dispatch.attempt import Finished, Trace
 from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.request_state import RequestState
+from disagg_router.errors import ApiError
 from disagg_router.openai.answers import Piece
 from disagg_router.openai.sampling import check_prompt, most_chars, sampling_of
 from disagg_router.openai.schema import ChatRequest, CompletionRequest
@@ -52,10 +53,16 @@ class Generation:
     """The time of the first token; 0 until it is out."""
     last_s: float = 0.0
     """The time of the last token so far; 0 until there is one."""
+    second_s: float = 0.0
+    """The time of the second token; 0 until it is out."""
+    longest_gap_s: float = 0.0
+    """The longest time between two tokens so far."""
     ended: bool = False
     """Whether a whole answer was given."""
     failed: bool = False
     """Whether the service failed to give one."""
+    error: ApiError | None = None
+    """With what it failed."""
     refused: bool = False
     """Whether none was given because the client has asked for what cannot be done."""
     tokens: int = 0
@@ -75,8 +82,7 @@ class Generation:
                     yield Piece(rest + stops.flush(), finish_reason="stop" if stops.stopped else event.reason)
                     return
                 self.tokens += 1
-                self.last_s = time.monotonic()
-                self.first_s = self.first_s or self.last_s
+                self._timed(time.monotonic())
                 if self.quota is not None:
                     self.quota.spend(1, self.last_s)
                 text = "" if event.token in stop_ids else stops.feed(detokenizer.feed(event.token))
@@ -85,6 +91,15 @@ class Generation:
                     yield Piece(text, (event,), "stop")
                     return
                 yield Piece(text, (event,))
+
+    def _timed(self, now_s: float) -> None:
+        """Note the time of a token."""
+        if self.tokens > 1:
+            self.longest_gap_s = max(self.longest_gap_s, now_s - self.last_s)
+            self.second_s = self.second_s or now_s
+        else:
+            self.first_s = now_s
+        self.last_s = now_s
 
     @property
     def ttft_s(self) -> float:

@@ -90,6 +90,13 @@ def kept(g: Generation, objectives: Objectives, now_s: float) -> bool | None:
     return False if g.trace.broken is not None else _met(g, objectives, now_s)
 
 
+def missed(g: Generation, objectives: Objectives, now_s: float) -> bool:
+    """Return whether a client that has left did so after an objective was missed."""
+    if not g.first_s:
+        return _is_late(g, objectives, now_s)
+    return _is_slow(g, objectives, now_s)
+
+
 def _met(g: Generation, objectives: Objectives, now_s: float) -> bool | None:
     """Return whether the client saw what the objectives ask, or None if nobody can tell (yet)."""
     if _is_late(g, objectives, now_s) or _is_slow(g, objectives, now_s):

@@ -95,7 +95,7 @@ class WorkerTable:
         """Whether this router has requests to answer."""
         self.ending = False
         """Whether this router is about to end, and the workers perhaps with it."""
-        self._misses = MissedPolls()
+        self.misses = MissedPolls()
         self._lost: dict[str, Worker] = {}
         self._requests: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
@@ -299,7 +299,7 @@ class WorkerTable:
         for name in set(self._workers) - set(members):
             log.info("worker %s has left", name)
             del self._workers[name]
-        self._misses.keep_only(members.keys())
+        self.misses.keep_only(everyone.keys())
         self._lost = {name: worker for name, worker in self._lost.items() if name in members}
         self.pulses.keep_only(listed_now)
         # A router that ends may be one of a deployment that is deleted with all its workers.
@@ -375,11 +375,11 @@ class WorkerTable:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             if isinstance(error, httpx.TimeoutException) and self.pulses.awake_s - awake_s < _AWAKE_S:
                 return  # This process starved, and the answer may lie here unread.
-            missed, since_s = self._misses.missed(member.name, loop_s)
+            missed, since_s = self.misses.missed(member.name, loop_s)
             if missed >= _MISSES:
                 self._does_not_answer(member.name, since_s, str(error) or type(error).__name__, missed == _MISSES)
             return
-        self._misses.answered(member.name)
+        self.misses.answered(member.name, loop_s)
         self._lost.pop(member.name, None)
         if worker is not None or name_of(info):
             self._have_said[member.name] = member.url

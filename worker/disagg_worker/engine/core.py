@@ -227,6 +227,7 @@ class TorchEngine:
                 work_total=asdict(self._steps.work),
                 cached_tokens_total=queues.cached_tokens,
                 preemptions_total=queues.preemptions,
+                silent_s=self._watch.silent_s(),
                 late_prompts_total=self._settler.late_prompts,
                 host_cache_bytes=self._store.host.held_bytes,
                 room=queues.room(self._decode_step_s),
@@ -245,9 +246,8 @@ class TorchEngine:
         return self._watch.is_late(_LATE_S)
 
     def stop(self, timeout_s: float) -> None:
-        with self._wake:
-            self._stopping = True
-            self._wake.notify_all()
+        self._stopping = True
+        self._nudge()
         self._thread.join(timeout_s)
         self._masks.close()
         self._executor.close()
@@ -332,7 +332,7 @@ class TorchEngine:
     def _loop(self) -> None:
         try:
             while self._turn():
-                pass
+                self._watch.turned()
         except Exception:
             log.exception("the engine's loop failed")
         with self._wake:

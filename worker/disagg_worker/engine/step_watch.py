@@ -30,6 +30,7 @@ class StepWatch:
         self._record = record
         self._lengths = StepLengths(compiles=compiles)
         self._running: tuple[float, float] | None = None  # when it began, and how long it may take
+        self._turned_s = time.monotonic()
 
     def prefill(self, work: Sequence[tuple[int, int]]) -> contextlib.AbstractContextManager[None]:
         """Announce a batch of (tokens, tokens in front of them)."""
@@ -52,6 +53,14 @@ class StepWatch:
             self._lengths.note(kind, size, time.monotonic() - began_s)
             if self._record is not None:
                 self._record.ends()
+
+    def turned(self) -> None:
+        """Note that the loop has come round."""
+        self._turned_s = time.monotonic()
+
+    def silent_s(self) -> float:
+        """Return how long ago the loop last came round."""
+        return time.monotonic() - self._turned_s
 
     def is_late(self, by_s: float) -> bool:
         """Return whether a step takes that much longer than it may."""

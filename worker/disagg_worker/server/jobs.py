@@ -17,7 +17,7 @@ from disagg_protocol.event_stream import EventQueue
 from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket, check_held, prefix_hash, sign, token_hash
-from disagg_wire import codes
+from disagg_wire import codes, series
 from disagg_wire.integrity import MAC, Integrity
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
 from disagg_worker.server.kv_usage import KvUsage
@@ -190,7 +190,7 @@ class _RemoteDecode:
         self._node.metrics.saved(held, held_tokens * layout.bytes_per_token)
 
     def _on_failed(self, code: str, message: str) -> None:
-        self._node.metrics.transfer_failures.labels(code).inc()
+        self._node.metrics.transfer_failures.labels(series.RECEIVED, code).inc()
         code = code if code == codes.TICKET_EXPIRED else codes.TRANSFER_FAILED
         self.events.put(ErrorEvent(code, message, retryable=True))
 
@@ -221,7 +221,7 @@ class _RemoteDecode:
             event: Received | ErrorEvent = await self.events.get(lifetime_s)
         except TimeoutError:
             if not self._node.listener.begun(self._session):
-                self._node.metrics.transfer_failures.labels(codes.TICKET_EXPIRED).inc()
+                self._node.metrics.transfer_failures.labels(series.RECEIVED, codes.TICKET_EXPIRED).inc()
                 return ErrorEvent(codes.TICKET_EXPIRED, f"no KV came within {lifetime_s:g} s", retryable=True)
             try:
                 event = await self.events.get(deadline_s - time.monotonic())
@@ -294,12 +294,13 @@ class _Prefill:
         self._release()
         metrics = self._node.metrics
         if done.error is None:
-            metrics.transfer_bytes.labels("sent").inc(done.kv_bytes)
-            metrics.transfer_seconds.observe(done.transfer_s)
+            metrics.transfer_bytes.labels(series.SENT).inc(done.kv_bytes)
+            metrics.transfer_seconds.labels(series.SENT).observe(done.transfer_s)
             metrics.transfer_exposed_seconds.observe(done.exposed_s)
+            metrics.links.moved(series.SENT, done.transfer_s)
             done = replace(done, moved=self._node.usage.sent(done.moved, done.peer))
         elif done.error.code == codes.TRANSFER_FAILED:
-            metrics.transfer_failures.labels(done.error.code).inc()
+            metrics.transfer_failures.labels(series.SENT, done.error.code).inc()
         self.events.put(done)
 
     async def lines(self, deadline_s: float) -> AsyncIterator[Line]:

@@ -6,6 +6,7 @@ import logging
 import threading
 from dataclasses import replace
 
+from disagg_wire import series
 from disagg_wire.engines import CONFIGURED, PROVED, RDMA, TCP
 from disagg_worker.server.metrics import Metrics
 from disagg_worker.transfer.nixl_side import NixlSide
@@ -36,13 +37,13 @@ class KvUsage:
         The interface is this worker's own, as far as it can be told.
         """
         if moved is None or self._nixl is None:
-            return self._note(None, "received", peer)
+            return self._note(None, series.RECEIVED, peer)
         own = {TCP: self._interface, RDMA: ",".join(self._nixl.devices)}
-        return self._note(replace(moved, interface=own.get(moved.transport, "")), "received", peer)
+        return self._note(replace(moved, interface=own.get(moved.transport, "")), series.RECEIVED, peer)
 
     def sent(self, moved: Moved | None, peer: str) -> Moved:
         """Count a transfer to a peer; None for our own connections."""
-        return self._note(moved, "sent", peer)
+        return self._note(moved, series.SENT, peer)
 
     def _note(self, moved: Moved | None, direction: str, peer: str) -> Moved:
         moved = moved or Moved(TCP, PROVED, self._interface)
@@ -52,7 +53,7 @@ class KvUsage:
             self._last = moved
         if news:
             on = f" on {moved.interface}" if moved.interface else ""
-            way = "to" if direction == "sent" else "from"
+            way = "to" if direction == series.SENT else "from"
             log.info("KV %s %s goes over %s (%s)%s", way, peer, moved.transport, moved.evidence, on)
         return moved
 

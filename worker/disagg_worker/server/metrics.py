@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from disagg_wire import series
 from disagg_wire.version import BUILD_INFO_HELP, build_labels
+from disagg_worker.server.link_metrics import LinkMetrics
 from disagg_worker.values.engine_load import Load
 
+# They would double the number of series.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 _TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 # The series of the engine's work, by the names of `Load.work_total`, with their help texts.
@@ -48,6 +61,11 @@ class _LoadCollector(Collector):
         yield GaugeMetricFamily(series.WORKER_WAITING_REQUESTS, "Requests queued here", value=load.waiting_requests)
         yield GaugeMetricFamily(series.WORKER_WAITING_TOKENS, "Prompt tokens queued here", value=load.waiting_tokens)
         yield GaugeMetricFamily(series.WORKER_RUNNING_REQUESTS, "Requests being computed", value=load.running_requests)
+        yield GaugeMetricFamily(
+            series.WORKER_PROGRESS_TIMESTAMP_SECONDS,
+            "When the engine's loop last ended a step or had nothing to do",
+            value=time.time() - load.silent_s,
+        )
         blocks = GaugeMetricFamily(series.WORKER_KV_BLOCKS, "KV cache blocks by state", labels=[series.STATE])
         for state, n in (("free", load.blocks_free), ("used", load.blocks_used), ("leased", load.blocks_leased)):
             blocks.add_metric([state], n)
@@ -103,6 +121,7 @@ class Metrics:
 
     def __init__(self, load: Callable[[], Load | None], block_tokens: int) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         build = build_labels("worker")
         Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
         self._lock = threading.Lock()
@@ -113,7 +132,8 @@ class Metrics:
         )
         self.transfer_seconds = Histogram(
             series.KV_TRANSFER_SECONDS,
-            "Duration of KV transfers, from the first byte to the last",
+            "Duration of KV transfers, from the first byte to the last, at each end",
+            [series.DIRECTION],
             registry=self.registry,
             buckets=_TRANSFER_BUCKETS_S,
         )
@@ -124,7 +144,10 @@ class Metrics:
             buckets=_TRANSFER_BUCKETS_S,
         )
         self.transfer_failures = Counter(
-            series.KV_TRANSFER_FAILURES, "KV transfers that failed", [series.REASON], registry=self.registry
+            series.KV_TRANSFER_FAILURES,
+            "KV transfers that failed, as each end sees it",
+            [series.DIRECTION, series.REASON],
+            registry=self.registry,
         )
         self.transfers = Counter(
             series.KV_TRANSFERS,
@@ -144,14 +167,16 @@ class Metrics:
             series.KV_TRANSFER_SAVED_BLOCKS, "KV blocks that were here already and not sent", registry=self.registry
         )
         self.saved_bytes = Counter(series.KV_TRANSFER_SAVED_BYTES, "Their bytes", registry=self.registry)
+        self.links = LinkMetrics(self.registry)
         self.info = Info(series.WORKER_IDENTITY, "Identity of this worker", registry=self.registry)
 
     def received(self, kv_bytes: int, transfer_s: float, tokens: int) -> None:
         """Count KV of a prompt that another worker has computed, of so many tokens. Any thread may
         call this.
         """
-        self.transfer_bytes.labels("received").inc(kv_bytes)
-        self.transfer_seconds.observe(transfer_s)
+        self.transfer_bytes.labels(series.RECEIVED).inc(kv_bytes)
+        self.transfer_seconds.labels(series.RECEIVED).observe(transfer_s)
+        self.links.moved(series.RECEIVED, transfer_s)
         with self._lock:
             self._transferred_tokens += tokens
 
@@ -160,5 +185,11 @@ class Metrics:
         self.saved_blocks.inc(blocks)
         self.saved_bytes.inc(kv_bytes)
 
+    def page(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the page in a format that the header Accept asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        """Return the page as plain text."""
+        return self.page()[0]

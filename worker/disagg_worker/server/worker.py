@@ -94,8 +94,8 @@ class Worker(Endpoint):
         """Note how much of the weights has been loaded. Any thread may call this."""
         self.loading = progress
 
-    def render_metrics(self) -> bytes:
-        return self.metrics.render()
+    def metrics_page(self, accept: str) -> tuple[bytes, str]:
+        return self.metrics.page(accept)
 
     def refused(self) -> None:
         self.metrics.reservations_refused.inc()
@@ -201,9 +201,9 @@ class Worker(Endpoint):
         interface = self.node.interface if self.node else ""
         names = {
             "role": self.role,
-            "incarnation": self.incarnation,
             "model": self.settings.model_name,
             "interface": interface,
+            "transport": self.node.usage.last.transport if self.node else "",
         }
         self.metrics.info.info(names)
 

@@ -174,6 +174,12 @@ class KvListener:
         for sock in socks:
             frame_socket.hang_up(sock)
 
+    def oldest_s(self) -> float:
+        """Return the age of the oldest transfer that is still to come, or 0."""
+        with self._lock:
+            since_s = [s.since_s for s in (*self._waiting.values(), *self._receiving.values())]
+        return time.monotonic() - min(since_s) if since_s else 0.0
+
     def begun(self, session: Session) -> bool:
         """Return whether the session has left the phase WAITING, as it does when its ticket is
         used.

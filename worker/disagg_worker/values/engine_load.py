@@ -52,5 +52,7 @@ class Load:
     """Tokens that a prefill batch may hold now."""
     prefill_most_tokens: int = 0
     """Tokens that the settings allow a prefill batch to hold."""
+    silent_s: float = 0.0
+    """Seconds since the engine's loop last ended a step or had nothing to do."""
     late_prompts_total: int = 0
     """Prompts whose first token came after it was due."""

@@ -45,6 +45,7 @@ class ScalerProcess:
         self._clock = clock
         self._leadership, self._leading = leadership, False
         self._metrics = Metrics()
+        self._metrics.watch_writes(lambda: kube.writes)
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
         self._log = DecisionLog(self._record_dir)
         epoch_0 = epoch() - clock()  # time follows the monotonic clock from then on
@@ -52,7 +53,7 @@ class ScalerProcess:
             settings, kube, self._log, self._metrics,
             clock=clock, epoch=lambda: epoch_0 + clock(), wall=wall, new_id=new_id,
         )  # fmt: skip
-        self._health = HealthServer(settings, kube, clock, self.sick, self.useless, self._text, self._log.read)
+        self._health = HealthServer(settings, kube, clock, self.sick, self.useless, self._metrics.page, self._log.read)
         self._main: asyncio.Task[None] | None = None
         self._trouble: str | None = None
         self._ticked_at = clock()
@@ -112,7 +113,3 @@ class ScalerProcess:
                 log.warning("%s", error)
             self._ticked_at = self._clock()
             await asyncio.sleep(self._settings.scaler_interval_s)
-
-    def _text(self) -> bytes:
-        self._metrics.writes.set(self._kube.writes)
-        return self._metrics.text()

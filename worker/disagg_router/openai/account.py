@@ -1,0 +1,128 @@
+"""The account of one API request: what became of it and of its choices, in metrics and the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from disagg_router.errors import ApiError
+from disagg_router.openai import outcomes
+from disagg_router.openai.generation import Generation
+from disagg_router.router import Router
+from disagg_wire import series
+
+log = logging.getLogger(__name__)
+# What a client is told that has left.
+_LEFT = 499
+
+
+def outcome_of(error: ApiError, *, has_first: bool) -> str:
+    """Return what becomes of a generation that the service fails."""
+    if has_first:
+        return series.FAILED_AFTER_FIRST
+    return {429: series.SHED, 504: series.TIMED_OUT}.get(error.status, series.FAILED_BEFORE_FIRST)
+
+
+class Account:
+    """The account of a request, counted once, when it is over.
+
+    `generations` are its choices once they are planned.
+    """
+
+    def __init__(self, router: Router, endpoint: str) -> None:
+        self._router = router
+        self._endpoint = endpoint
+        self.generations: list[Generation] = []
+        self.relayed = False
+        """Whether another service answers."""
+        self.streams = False
+        """Whether an answer has begun that ends later."""
+
+    def answered(self, status: int) -> None:
+        """Count the request by the status of its answer, unless that has only begun."""
+        if not self.streams:
+            self._router.metrics.requests.labels(self._endpoint, str(status)).inc()
+
+    def refused(self, error: ApiError) -> None:
+        """Count a request for which no choice was even planned, if that is the service's fault."""
+        if not (self.generations or self.relayed) and outcomes.tells_of_service(error.status):
+            self._router.generations.over(outcome_of(error, has_first=False))
+
+    def first(self, g: Generation) -> None:
+        """Count a first token at once, and not when its answer is over."""
+        metrics = self._router.metrics
+        few = g.trace.reason == series.FEW_MISSING
+        metrics.first_token(len(g.state.prompt), g.state.cached_tokens, g.ttft_s, few_missing=few)
+        metrics.ttft.observe(g.ttft_s)
+        self._router.generations.first_token(g.trace.clock.end(g.first_s))
+
+    def failed(self, g: Generation, error: ApiError) -> None:
+        """Note with what a choice ends."""
+        if outcomes.tells_of_service(error.status):
+            g.failed, g.error = True, error
+            self._router.metrics.failed(has_first=bool(g.first_s))
+        else:
+            g.refused = True
+
+    def over(self, *, streamed: bool) -> None:
+        """Count each choice, whatever became of it, and write one log line for it."""
+        now_s = time.monotonic()
+        if streamed:
+            outcomes.compare(self._router, self.generations, now_s)
+        error = next((g.error for g in self.generations if g.error is not None), None)
+        refused = any(g.refused for g in self.generations)
+        for g in self.generations:
+            self._router.metrics.prompt_tokens.inc(len(g.state.prompt))
+            self._router.metrics.generated_tokens.inc(g.tokens)
+            if not refused or g.first_s:
+                self._settle(g, error, now_s)
+            if g.first_s:
+                self._log(g)
+        if self.streams:
+            left = any(not g.ended for g in self.generations)
+            self.streams = False
+            self.answered(error.status if error is not None else _LEFT if left else 200)
+
+    def _settle(self, g: Generation, error: ApiError | None, now_s: float) -> None:
+        metrics, generations, has_first = self._router.metrics, self._router.generations, bool(g.first_s)
+        if g.ended:
+            outcome = series.COMPLETED
+            metrics.ended(len(g.state.prompt), g.tokens, g.tpot_s)
+        elif error is not None:
+            outcome = outcome_of(error, has_first=has_first)
+        else:
+            outcome = series.LEFT_AFTER_FIRST if has_first else series.LEFT_BEFORE_FIRST
+            if outcomes.missed(g, self._router.settings.objectives, now_s):
+                metrics.failed(has_first=has_first)
+        generations.over(outcome)
+        metrics.duration.observe((g.last_s if g.ended else now_s) - g.started_s)
+        if has_first:
+            self._after_first(g, now_s)
+        elif outcome in (series.LEFT_BEFORE_FIRST, series.TIMED_OUT):
+            metrics.ttft.observe(now_s - g.started_s)  # it took longer than that
+
+    def _after_first(self, g: Generation, now_s: float) -> None:
+        metrics, generations, trace = self._router.metrics, self._router.generations, g.trace
+        if g.tpot_s is not None:
+            metrics.tpot.observe(g.tpot_s)
+            generations.stage(series.DECODE, g.last_s - g.first_s)
+        generations.gap(max(g.longest_gap_s, 0.0 if g.ended else now_s - g.last_s))
+        metrics.paths.labels(trace.path).inc()
+        metrics.path_reasons.labels(trace.path, trace.reason).inc()
+        if trace.path == "remote":
+            generations.stage(series.TRANSFER, trace.transfer_s)
+            generations.stage(series.EXPOSED_TRANSFER, trace.exposed_s)
+            if g.second_s:
+                generations.second_token(g.second_s - g.first_s)
+
+    @staticmethod
+    def _log(g: Generation) -> None:
+        prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
+        log.info(
+            "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%s"
+            " transfer_ms=%s attempts=%d queue_ms=%.1f reason=%s",
+            g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), g.tokens, 1e3 * g.ttft_s,
+            "-" if g.trace.kv_bytes is None else g.trace.kv_bytes,
+            "-" if g.trace.transfer_s is None else f"{1e3 * g.trace.transfer_s:.1f}",
+            g.trace.attempts, 1e3 * g.trace.queue_s, g.trace.reason,
+        )  # fmt: skip
