@@ -34,9 +34,10 @@ _TENSOR = "prefill.parallelism and decode.parallelism"
 _MEMORY = "--mem-fraction-static or --max-total-tokens in args sets its size"
 _OWNED = {
     "--host": "", "--port": "", "--fastapi-root-path": "", "--ssl-*": "", "--api-key": "", "--admin-api-key": "",
-    "--config": "engine.args", "--grpc-*": "", "--smg-*": "", "--gated-launch-port": "", "--nnodes": "", "--node-rank": "", "--dist-init-addr": "",
-    "--nccl-init-addr": "", "--model-path": "model.uri", "--tokenizer-path": "model.uri",
-    "--revision": "model.revision", "--served-model-name": "model.name", "--download-dir": "",
+    "--config": "engine.args", "--grpc-*": "", "--smg-*": "", "--gated-launch-port": "",
+    "--nnodes": "", "--node-rank": "", "--dist-init-addr": "", "--nccl-init-addr": "",
+    "--model-path": "model.uri", "--tokenizer-path": "model.uri", "--revision": "model.revision",
+    "--served-model-name": "model.name", "--download-dir": "",
     "--enable-lora": "model.adapters", "--lora-paths": "model.adapters", "--enable-metrics": "",
     "--incremental-streaming-output": "", "--log-level-http": "", "--stream-output": "", "--disaggregation-mode": "",
     "--disaggregation-bootstrap-port": "", "--disaggregation-transfer-backend": "",
