@@ -52,6 +52,13 @@ def test_a_wrong_value_is_refused_by_the_variables_name(name: str, value: str) -
         from_environment(GOOD | {str(name): value})
 
 
+def test_a_hung_engine_is_found_within_15_seconds_unless_the_settings_say_otherwise() -> None:
+    found = from_environment(GOOD)
+    assert found.probe_after_s + found.probe_timeout_s <= 15.0
+    more = from_environment(GOOD | {AdapterOption.PROBE_AFTER_S: "60", AdapterOption.PROBE_TIMEOUT_S: "90"})
+    assert (more.probe_after_s, more.probe_timeout_s) == (60.0, 90.0)
+
+
 def test_lists_and_numbers_are_read() -> None:
     found = from_environment(GOOD | {AdapterVariable.LORA_ADAPTERS: '["a", "b"]', AdapterVariable.EXPERIMENTAL: "true"})
     assert (found.lora_adapters, found.experimental) == (["a", "b"], True)

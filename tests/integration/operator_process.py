@@ -267,6 +267,7 @@ class Pods:
         self.load: dict[str, float | str] = {}
         self.waiting = {"prefill": 0.0, "decode": 0.0}
         self.pairs = {"expected": 1, "healthy": 1}
+        self.workers = [{"pod": "p", "role": "prefill", "state": "ready", "transport": "tcp", "interface": "eth0"}]
         self.silent: set[str] = set()
         self.counters: dict[str, Callable[[], dict[str, float]]] = {}
         self.scrapes: Counter[str] = Counter()
@@ -310,8 +311,7 @@ class Pods:
 
     async def _state(self, request: web.Request) -> web.Response:
         self.bearers.add(request.headers.get("Authorization", ""))
-        workers = [{"pod": "p", "role": "prefill", "state": "ready", "transport": "tcp", "interface": "eth0"}]
-        return web.json_response({"workers": workers, "pairs": self.pairs, "waiting": self.waiting})
+        return web.json_response({"workers": self.workers, "pairs": self.pairs, "waiting": self.waiting})
 
 
 def client(server: ApiServer) -> HttpKube:

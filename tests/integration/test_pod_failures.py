@@ -186,6 +186,40 @@ async def test_what_a_worker_says_of_itself_is_a_reason_within_seconds(
         await runner.cleanup()
 
 
+async def test_pools_of_two_engine_versions_are_a_reason_within_seconds(
+    server: ApiServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    """The workers are ready, each by itself; only the routers see that none fits another."""
+
+    def workers(prefill: str, decode: str) -> list[dict[str, str]]:
+        both = {"prefill": f"vllm {prefill}", "decode": f"vllm {decode}"}
+        more = {"state": "ready", "transport": "tcp", "interface": "eth0"}
+        return [
+            {"pod": role, "role": role, "engine": engine, "compat": engine, **more} for role, engine in both.items()
+        ]
+
+    port, pods = free_port(), Pods()
+    pods.workers = workers("0.33.0", "0.33.0")
+    await pods.start(["127.0.0.10"], port)
+    try:
+        async with operator(server, tmp_path, cluster.namespace):
+            await cluster.apply_resource()
+            await cluster.run_pod("router", 0, "127.0.0.10", port)
+
+            async def is_told(reason: str) -> bool:
+                await cluster.deployments_are_ready()
+                return bool((await cluster.condition("KVTransferReady"))["reason"] == reason)
+
+            await eventually("the pairs are healthy", lambda: is_told("PairsHealthy"), 30.0)
+            pods.workers, pods.pairs = workers("0.32.0", "0.33.0"), {"expected": 0, "healthy": 0}
+            await eventually("the versions", lambda: is_told("EngineMismatch"), KNOWN_WITHIN_S)
+            found = await cluster.condition("Ready")
+            assert (found["status"], found["reason"]) == ("False", "EngineMismatch")
+            assert "prefill runs vllm 0.32.0, decode runs vllm 0.33.0" in found["message"]
+    finally:
+        await pods.stop()
+
+
 async def test_pods_that_pod_security_refuses_need_a_level(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
     """The words are those of the real API server, for a pod that the namespace does not admit."""
     label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}

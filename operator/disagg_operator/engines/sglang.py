@@ -34,9 +34,10 @@ _TENSOR = "prefill.parallelism and decode.parallelism"
 _MEMORY = "--mem-fraction-static or --max-total-tokens in args sets its size"
 _OWNED = {
     "--host": "", "--port": "", "--fastapi-root-path": "", "--ssl-*": "", "--api-key": "", "--admin-api-key": "",
-    "--config": "engine.args", "--grpc-mode": "", "--nnodes": "", "--node-rank": "", "--dist-init-addr": "",
-    "--nccl-init-addr": "", "--model-path": "model.uri", "--tokenizer-path": "model.uri",
-    "--revision": "model.revision", "--served-model-name": "model.name", "--download-dir": "",
+    "--config": "engine.args", "--grpc-*": "", "--smg-*": "", "--gated-launch-port": "",
+    "--nnodes": "", "--node-rank": "", "--dist-init-addr": "", "--nccl-init-addr": "",
+    "--model-path": "model.uri", "--tokenizer-path": "model.uri", "--revision": "model.revision",
+    "--served-model-name": "model.name", "--download-dir": "",
     "--enable-lora": "model.adapters", "--lora-paths": "model.adapters", "--enable-metrics": "",
     "--incremental-streaming-output": "", "--log-level-http": "", "--stream-output": "", "--disaggregation-mode": "",
     "--disaggregation-bootstrap-port": "", "--disaggregation-transfer-backend": "",
@@ -45,6 +46,7 @@ _OWNED = {
     "--optimistic-prefill-attempts": "", "--enable-pd-role-switch": "", "--tensor-parallel-size": _TENSOR,
     "--tp-size": _TENSOR, "--pipeline-parallel-size": _TENSOR, "--pp-size": _TENSOR,
     "--data-parallel-size": "prefill.replicas", "--dp-size": "prefill.replicas", "--enable-dp-attention": "",
+    "--attn-dp-size": "prefill.replicas", "--attention-data-parallel-size": "prefill.replicas",
     "--dtype": "engine.dtype", "--quantization": "engine.quantization", "--page-size": "engine.blockSizeTokens",
     "--context-length": "engine.maxModelLen", "--disable-radix-cache": "engine.prefixCaching",
     "--enable-hierarchical-cache": "", "--max-running-requests": "maxRunningRequests",
@@ -131,9 +133,12 @@ ENGINE = Engine(
         batch_in_blocks=True,
     ),
     owned=_OWNED,
-    reserved=(*surroundings.RESERVED, "SGLANG_LOCAL_IP_NIC", _HOST_IP, _BOOTSTRAP_TIMEOUT, _WAITING_TIMEOUT),
+    reserved=(
+        *surroundings.RESERVED, "SGLANG_GRPC_PORT", "SGLANG_LOCAL_IP_NIC", _HOST_IP, _BOOTSTRAP_TIMEOUT,
+        _WAITING_TIMEOUT,
+    ),
     process=_process,
     meter=EngineMeter(30000, SERIES, pool_readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8_e4m3"),
-)
+)  # fmt: skip

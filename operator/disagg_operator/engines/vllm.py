@@ -32,8 +32,8 @@ _TENSOR = "prefill.parallelism and decode.parallelism"
 _OWNED = {
     "--host": "", "--port": "", "--uds": "", "--root-path": "", "--ssl-*": "", "--api-key": "",
     "--config": "engine.args",
-    "--headless": "", "--api-server-count": "", "-asc": "", "--grpc": "", "--data-parallel-*": "prefill.replicas",
-    "-dp": "",
+    "--headless": "", "--api-server-count": "", "-asc": "", "--grpc": "", "--grpc-port": "",
+    "--data-parallel-*": "prefill.replicas", "-dp": "",
     "-dpn": "", "-dpr": "", "-dpa": "", "-dpp": "", "-dpl": "", "-dpb": "", "-dph": "", "-dpe": "", "-dpm": "",
     "--nnodes": "", "-n": "", "--node-rank": "", "-r": "", "--master-addr": "", "--master-port": "",
     "--model": "model.uri", "--revision": "model.revision", "--tokenizer": "model.uri",

@@ -9,7 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.adapter.rig import EXPECTED, KEY, PROMPT, Line, body, make_adapter, pair, running, served, tokens_of, until
+from tests.adapter.rig import (
+    EXPECTED,
+    FILES,
+    KEY,
+    PROMPT,
+    Line,
+    body,
+    make_adapter,
+    pair,
+    running,
+    served,
+    tokens_of,
+    until,
+)
 from tests.fakes.adapter_engine import IDENTITY, FakeEngine
 
 from disagg_adapter.engines.contract import EngineFault, NotReady, Unusable
@@ -311,11 +324,19 @@ async def test_pairs_of_other_versions_never_meet(tmp_path: Path) -> None:
     for change in ({}, *changes):
         async with running("decode", tmp_path, FakeEngine(identity=replace(IDENTITY, **change))) as one:
             found.add(one.adapter.compat)
-    async with running("decode", tmp_path, tensor_ratio="2:1") as one:
-        found.add(one.adapter.compat)
+    settings: list[dict[str, Any]] = [{"tensor_ratio": "2:1"}, {"dtype": "float32"}]
+    for setting in settings:
+        async with running("decode", tmp_path, **setting) as one:
+            found.add(one.adapter.compat)
     async with running("prefill", tmp_path, max_running=7) as one:
         assert one.adapter.compat in found
-    assert len(found) == len(changes) + 2
+        one.adapter.files = replace(FILES, digest="another model")
+        one.adapter._engine_changed()
+        found.add(one.adapter.compat)
+        one.adapter.settings = one.adapter.settings.model_copy(update={"engine": "sglang"})
+        one.adapter._engine_changed()
+        found.add(one.adapter.compat)
+    assert len(found) == len(changes) + len(settings) + 3
 
 
 async def test_bytes_that_moved_prove_a_transport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

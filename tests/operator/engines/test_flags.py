@@ -60,6 +60,20 @@ def test_the_reason_names_the_argument_and_the_field_to_use() -> None:
     assert reason.startswith(f"--{'x' * 59}... is no option")
 
 
+@pytest.mark.parametrize(
+    ("engine", "argument"),
+    [
+        ("vllm", "--grpc-port=9"), ("sglang", "--grpc-port"), ("sglang", "--grpc-mode"), ("sglang", "--smg-grpc-mode"),
+        ("sglang", "--smg-http-sidecar-port"), ("sglang", "--gated-launch-port"), ("sglang", "--attn-dp-size"),
+        ("sglang", "--attention-data-parallel-size"), ("sglang", "--enable-dp-attention"),
+    ],
+)  # fmt: skip
+def test_no_argument_opens_another_server_or_puts_several_engines_behind_one_adapter(
+    engine: str, argument: str
+) -> None:
+    assert [index for index, _ in refusals_of([argument, "1"], BY_NAME[engine].owned)] == [0]
+
+
 @given(st.sampled_from(ALL), st.data())
 def test_no_spelling_of_an_owned_argument_gets_through(case: tuple[str, str], data: st.DataObject) -> None:
     """Every beginning of an option counts, because argparse takes those that mean only one."""

@@ -68,3 +68,4 @@ def test_the_ports_that_the_kernel_chooses_are_those_that_peers_reach() -> None:
 def test_users_can_not_set_what_the_operator_sets() -> None:
     rendered = {*process(transport="tcp").environment, *process().address_variables}
     assert rendered - set(ENGINE.reserved) == {"UCX_NET_DEVICES", "UCX_TLS"}
+    assert "SGLANG_GRPC_PORT" in ENGINE.reserved  # would open a second server

@@ -37,6 +37,16 @@ from disagg_operator.status.last_words import MAX_LINE_CHARS, MAX_TAIL_CHARS, Ca
         ("RuntimeError: Failed to infer device type", "NoAccelerator"),
         ("RuntimeError: Cannot find any model weights with `/mnt/model`", "WeightsRefused"),
         ("ValueError: Model architectures ['X'] are not supported for now. Supported: [...]", "WeightsRefused"),
+        (
+            "AssertionError: Attempted to load weight (torch.Size([256])) into parameter (torch.Size([128]))",
+            "WeightsRefused",
+        ),
+        ("ValueError: There is no module or parameter named 'bias' in LlamaForCausalLM. The ...", "WeightsRefused"),
+        (
+            "ValueError: Could not find checkpoint files '/m/model-rank-0-part-*.safetensors', only pre-sharded "
+            "checkpoints are currently supported!",
+            "WeightsRefused",
+        ),
         ("safetensors_rust.SafetensorError: Error while deserializing header: HeaderTooLarge", "WeightsRefused"),
         ("OSError: /mnt/model does not appear to have a file named config.json.", "WeightsRefused"),
         ("huggingface_hub.errors.GatedRepoError: 401 Client Error", "WeightsRefused"),
