@@ -44,7 +44,7 @@ async def killed_at_writes(
     Returns the number of operators that died.
     """
     for died in range(60):
-        async with operator(api.server, folder, cluster.namespace, **QUICK) as running:
+        async with operator(api.server, folder, cluster.namespace, 0.0, **QUICK) as running:
             before = len(api.writes)
 
             async def at_a_write(asked: Asked, running: Operator = running, before: int = before) -> bool:
