@@ -27,6 +27,8 @@ _LIMIT_S = 150.0
 # Enough for a stream to outlast the pod that is killed under it: the small model generates several
 # hundred tokens per second.
 _TOKENS = 1200
+# Enough for a stream to run on when kubectl has told that its worker is to go.
+_SPANNING_TOKENS = 900
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +55,13 @@ async def test_greedy_streams_survive_the_death_of_their_decode_worker(pair: Clu
     async with rig.api(url) as client:
         alone = await asyncio.gather(*(rig.stream(client, _prompt(i), _TOKENS) for i in range(4)))
         assert {a.trace["attempts"] for a in alone} == {1}
+        # Any decode worker, because the requests are spread over both. It is known before the
+        # streams begin: a busy machine may take long to tell.
+        victim = next(iter(rig.pods(pair, NAME, "decode")))
         under_way = [asyncio.Event() for _ in range(4)]
         running = [asyncio.create_task(rig.stream(client, _prompt(i), _TOKENS, under_way[i])) for i in range(4)]
         async with asyncio.timeout(60):
             await asyncio.gather(*(e.wait() for e in under_way))
-        # Any decode worker, because the requests are spread over both.
-        victim = next(iter(rig.pods(pair, NAME, "decode")))
         await asyncio.to_thread(pair.kubectl, "delete", "pod", victim, "--grace-period=0", "--force", "--wait=false")
         answers = await asyncio.gather(*running)
     assert [a.tokens for a in answers] == [a.tokens for a in alone]
@@ -155,11 +158,11 @@ async def test_a_rollout_of_decode_reaches_the_pods_and_cuts_no_stream(pair: Clu
 
         async def keep_streaming(number: int) -> None:
             while not rollout.done():
-                answers.append(await rig.stream(client, _prompt(number), 300))
+                answers.append(await rig.stream(client, _prompt(number), _SPANNING_TOKENS))
 
         await asyncio.gather(*(keep_streaming(i) for i in range(4)))
     leaving = await rollout
-    assert {len(a.tokens) for a in answers} == {300}
+    assert {len(a.tokens) for a in answers} == {_SPANNING_TOKENS}
     spanning = [a for a in answers if a.pod("decode") in old and a.started_s < leaving[a.pod("decode")] < a.ended_s]
     assert spanning, "no stream ran on a worker while it was told to go"
     assert {a.trace["attempts"] for a in spanning} == {1}

@@ -136,7 +136,7 @@ def test_a_restarted_operator_touches_nothing(chat: Cluster) -> None:
     assert len(system.items("pods", _OPERATOR)) == 2
     old = _leader(system)
     system.kubectl("delete", "pod", old, "--timeout=60s", timeout_s=90)
-    system.wait("another operator leads", lambda: _leader(system) not in ("", old), 20.0)
+    system.wait("another operator leads", lambda: _leader(system) not in ("", old), 60.0)
     system.kubectl("rollout", "status", f"deployment/{RELEASE}-operator", "--timeout=60s", timeout_s=90)
     system.wait(
         "three scrapes by the new operator", lambda: _metric(system, "disagg_operator_sweep_seconds_count") >= 3, 60.0

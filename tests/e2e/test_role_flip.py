@@ -85,8 +85,12 @@ def test_a_prefill_worker_becomes_a_decode_worker_while_requests_run(flip: Clust
     found = pods[pod]
     assert found["metadata"]["labels"]["disagg.dev/pool"] == "decode"
     assert found["status"]["containerStatuses"][0]["restartCount"] == 0
-    told = [e["message"] for e in flip.items("events") if e.get("reason") == "RoleFlipped"]
-    assert any(f"worker {pod} went from prefill to decode" in m for m in told), told
+
+    def told() -> bool:
+        messages = [e["message"] for e in flip.items("events") if e.get("reason") == "RoleFlipped"]
+        return any(f"worker {pod} went from prefill to decode" in m for m in messages)
+
+    flip.wait("an Event tells of it", told, 30.0)
 
 
 def test_a_container_that_begins_anew_is_asked_back_to_its_pools_role(flip: Cluster, url: str) -> None:

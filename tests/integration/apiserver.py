@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.ports import free_port
@@ -63,11 +64,17 @@ class ApiServer:
     limited_kubeconfig: Path
     audit_log: Path
 
+    def audited(self) -> list[dict[str, Any]]:
+        """Return the audit log, but for a line that is just being written."""
+        *lines, _ = self.audit_log.read_text().split("\n")
+        return [json.loads(line) for line in lines]
+
     def forbidden(self, user: str) -> list[str]:
         """Return the requests that were refused to `user`, as "verb path"."""
-        entries = [json.loads(line) for line in self.audit_log.read_text().splitlines()]
         refused = [
-            e for e in entries if e["user"].get("username") == user and e.get("responseStatus", {}).get("code") == 403
+            e
+            for e in self.audited()
+            if e["user"].get("username") == user and e.get("responseStatus", {}).get("code") == 403
         ]
         return sorted({f"{e['verb']} {e['requestURI'].partition('?')[0]}" for e in refused})
 

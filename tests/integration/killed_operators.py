@@ -33,7 +33,7 @@ async def killed_at_writes(
     That is one that rests once all is `done`. Returns the number of operators that died.
     """
     for died in range(60):
-        async with operator(api.server, folder, cluster.namespace, **QUICK, **settings) as running:
+        async with operator(api.server, folder, cluster.namespace, 0.0, **QUICK, **settings) as running:
             before = len(api.writes)
 
             async def at_a_write(asked: Asked, running: Operator = running, before: int = before) -> bool:

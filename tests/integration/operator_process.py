@@ -35,6 +35,9 @@ from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_REVISION
 
 WAIT_S = 60.0
+# A process that starts imports for seconds, and on a busy machine for a minute. No wait for what it
+# does should contain that.
+_START_S = 180.0
 SPEC: dict[str, Any] = {
     "model": {"uri": "file:///models/stdlib-llama"},
     "prefill": {"replicas": 1},
@@ -64,8 +67,13 @@ class Operator:
 
 
 @contextlib.asynccontextmanager
-async def operator(server: ApiServer, folder: Path, namespace: str, **settings: str) -> AsyncIterator[Operator]:
-    """Run an operator that watches one namespace; at the end it is killed if it still runs."""
+async def operator(
+    server: ApiServer, folder: Path, namespace: str, start_s: float = _START_S, /, **settings: str
+) -> AsyncIterator[Operator]:
+    """Run an operator that watches one namespace; at the end it is killed if it still runs.
+
+    When the block begins, it listens, or has ended, unless `start_s` is 0.
+    """
     port = free_port()
     log = folder / f"operator-{port}.log"
     env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
@@ -87,11 +95,27 @@ async def operator(server: ApiServer, folder: Path, namespace: str, **settings: 
         )
     running = Operator(process, log, port)
     try:
+        if start_s:
+            await _begins(running, start_s)
         yield running
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def _begins(running: Operator, start_s: float) -> None:
+    """Wait until a process listens, or has ended."""
+    try:
+        async with asyncio.timeout(start_s):
+            while running.process.returncode is None:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+                    writer.close()
+                    return
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"the operator does not start:\n{running.log.read_text()[-3000:]}") from None
 
 
 async def eventually(what: str, check: Callable[[], Awaitable[Any]], wait_s: float = WAIT_S) -> Any:

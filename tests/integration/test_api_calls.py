@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -19,8 +18,7 @@ pytestmark = pytest.mark.apiserver
 def calls(server: ApiServer, namespace: str, skip: int = 0) -> list[tuple[str, str, bool]]:
     """Return the operator's calls about a namespace, as (verb, path, whether it was a dry run)."""
     out = []
-    for line in server.audit_log.read_text().splitlines():
-        entry = json.loads(line)
+    for entry in server.audited():
         about = entry.get("objectRef") or {}
         ours = entry.get("userAgent") == FIELD_MANAGER and about.get("namespace") == namespace
         # DisaggScalers are looked at every 15 s, whatever else there is.

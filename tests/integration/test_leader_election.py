@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.integration.apiserver import LIMITED_USER, ApiServer
@@ -114,10 +112,9 @@ async def test_a_leader_that_stops_hands_over_at_once(server: ApiServer, cluster
 
 def writes(server: ApiServer, user: str) -> list[str]:
     """Return the writes of a user but for those to Leases, as "verb path"."""
-    entries: list[dict[str, Any]] = [json.loads(line) for line in server.audit_log.read_text().splitlines()]
     return [
         f"{e['verb']} {e['requestURI']}"
-        for e in entries
+        for e in server.audited()
         if e["user"]["username"] == user
         and e["verb"] not in ("get", "list", "watch")
         and e["objectRef"]["resource"] != "leases"

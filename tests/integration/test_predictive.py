@@ -130,11 +130,12 @@ async def test_arrivals_drive_both_pools_and_the_decision_explains_itself(
     folder = tmp_path / "records"
     async with operator(server, tmp_path, cluster.namespace, DISAGG_RECORD_DIR=str(folder)):
 
-        async def recorded() -> bool:
-            return folder.exists() and any(path.stat().st_size for path in folder.iterdir())
+        async def recorded() -> str:
+            """Return the first line, once it is there as a whole."""
+            texts = [path.read_text() for path in folder.iterdir()] if folder.exists() else []
+            return next((text.partition("\n")[0] for text in texts if "\n" in text), "")
 
-        await eventually("a step is recorded", recorded)
-        first = json.loads(next(folder.iterdir()).read_text().splitlines()[0])
+        first = json.loads(await eventually("a step is recorded", recorded))
         assert first["state"]["began_s"] == pytest.approx(state["state"]["began_s"], abs=20)
 
 

@@ -70,10 +70,14 @@ async def templates(kube: Any) -> dict[str, Obj]:
     return {d["metadata"]["name"]: d["spec"]["template"] for d in await kube.list(DEPLOYMENT, NAMESPACE)}
 
 
-async def told(kube: Any, reason: str) -> list[str]:
-    """Return the names of the resources that have an event with this reason, sorted."""
-    events = [e for e in await kube.list(EVENT, NAMESPACE) if e["reason"] == reason]
-    return sorted(e["involvedObject"]["name"] for e in events)
+async def chat_is_told(kube: Any, reason: str) -> None:
+    """Wait for an Event of the resource `chat` with this reason; it comes after the status."""
+
+    async def told() -> bool:
+        events = await kube.list(EVENT, NAMESPACE)
+        return any(e["reason"] == reason and e["involvedObject"]["name"] == "chat" for e in events)
+
+    await eventually(f"chat is told: {reason}", told)
 
 
 def resources() -> str:
@@ -143,11 +147,7 @@ async def test_an_upgrade_of_0_1_0_changes_no_pod_and_moves_on_request(upgraded:
         assert await templates(kube) == before
         listed = shell.run(list_updates)
         assert re.search(r"default +chat +.*worker worker:0.1.0 -> worker:0.2.0", listed), listed
-
-        async def chat_is_told() -> bool:
-            return "chat" in await told(kube, "RuntimeUpdateAvailable")
-
-        await eventually("chat is told of it", chat_is_told)
+        await chat_is_told(kube, "RuntimeUpdateAvailable")
 
         # An edit rolls the pods, but keeps their runtime.
         await cluster.apply_resource("chat", **resource(NAMES[0])["spec"], engine={"dtype": "float32"})
