@@ -6,9 +6,11 @@ YAML blocks are valid resources, and the commands and files that are named exist
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,23 @@ def test_named_targets_and_files_exist(page: Path) -> None:
         assert (page.parent / name).exists(), name
     for name in re.findall(r"`((?:examples|scripts|docs|models|helm|e2e)/[\w./-]+)`", text):
         assert (REPO / name).exists(), name
+
+
+def test_the_page_on_architecture_names_every_room_on_its_floor() -> None:
+    """The floors of a package are those that import-linter keeps, from the top."""
+    contracts = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    floors = (REPO / "docs/architecture.md").read_text().partition("## The floors")[2].partition("## The rules")[0]
+    blocks = dict(re.findall(r"### (\w+)\n.*?```\n(.*?)```", floors, re.DOTALL))
+    for contract in contracts:
+        [container] = contract.get("containers", [""])
+        if (block := blocks.get(container.removeprefix("disagg_").capitalize())) is None:
+            continue
+        rows = [re.match(r"\w+( *\| *\w+)*", line) for line in block.splitlines()]
+        at = {room: i for i, row in enumerate(rows) if row for room in re.findall(r"\w+", row[0])}
+        rooms = [floor.split(" | ") for floor in contract["layers"] if floor != "__main__"]
+        assert at.keys() == {room for floor in rooms for room in floor}, container
+        for above, below in itertools.pairwise(rooms):
+            assert max(at[room] for room in above) < min(at[room] for room in below), container
 
 
 def test_where_a_change_goes_names_files_that_exist() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError, model_validator
 
-from disagg_operator.policy import Policy
+from disagg_operator.api.namespace_policy import Policy
 from disagg_wire.environment import OperatorVariable, variable_of
 from disagg_wire.ports import OPERATOR_HEALTH_PORT
 

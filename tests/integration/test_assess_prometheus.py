@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.integration import remote_write
 from tests.integration.test_prometheus import prometheus
-from tests.operator.assessment.pages import Page
+from tests.operator.planning.assessment.pages import Page
 
 pytestmark = pytest.mark.apiserver
 

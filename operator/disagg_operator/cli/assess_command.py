@@ -14,18 +14,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from disagg_operator.assessment import comparison, interference, live_watch, prometheus_ranges, request_load
-from disagg_operator.assessment.assessment_json import as_data
-from disagg_operator.assessment.bounded_http import BoundedHttp
-from disagg_operator.assessment.comparison import ServiceAssessment, Today
-from disagg_operator.assessment.engine_page import ASSESSED
-from disagg_operator.assessment.prometheus_ranges import Source
-from disagg_operator.assessment.readings import AssessError, Readings
 from disagg_operator.cli import plan_command
 from disagg_operator.cli.progress_display import ProgressDisplay
 from disagg_operator.performance.model_shape import KNOWN, ModelShape, named
 from disagg_operator.planning import deployment_plan as planner
 from disagg_operator.planning import report
+from disagg_operator.planning.assessment import comparison, interference, live_watch, prometheus_ranges, request_load
+from disagg_operator.planning.assessment.assessment_json import as_data
+from disagg_operator.planning.assessment.bounded_http import BoundedHttp
+from disagg_operator.planning.assessment.comparison import ServiceAssessment, Today
+from disagg_operator.planning.assessment.engine_page import ASSESSED
+from disagg_operator.planning.assessment.prometheus_ranges import Source
+from disagg_operator.planning.assessment.readings import AssessError, Readings
 from disagg_operator.planning.traffic import LatencyObjectives, Lengths, Traffic
 
 ERRORS = (AssessError, *plan_command.ERRORS)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from disagg_operator.api.admission import refusals
+from disagg_operator.api.namespace_policy import NamespacePolicy
 from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.api.v1alpha1 import DisaggDeployment, InvalidResource, PoolSpec, read
 from disagg_operator.api.violation import Violation
@@ -21,7 +22,6 @@ from disagg_operator.controller.replicas import Declared
 from disagg_operator.desired.attachments import links_of
 from disagg_operator.desired.renderer import CURRENT
 from disagg_operator.performance.declared import gpus_of
-from disagg_operator.policy import NamespacePolicy
 from disagg_operator.vocabulary import Obj
 from disagg_wire.roles import PREFILL, ROLES
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from disagg_operator.api.namespace_policy import Policy
 from disagg_operator.api.violation import Violation, value_at
 from disagg_operator.controller.acceptance import AcceptedDeployment, Assessment, Refused, assess
 from disagg_operator.controller.accepted_specs import AcceptedSpecs, config_map_name
@@ -17,7 +18,6 @@ from disagg_operator.controller.children import ChildKey, Children
 from disagg_operator.controller.reference_watch import MULTUS_ABSENT, ReferenceWatch
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import CONFIG_MAP, name_of
-from disagg_operator.policy import Policy
 from disagg_operator.vocabulary import Key, Obj
 
 _MOST_TOLD = 5

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 
 from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.namespace_policy import NamespacePolicy, Permission
 from disagg_operator.api.network import AttachmentRef
 from disagg_operator.api.reserved import reserved_environment
 from disagg_operator.api.violation import Violation
@@ -19,7 +20,6 @@ from disagg_operator.desired.attachments import resources_of
 from disagg_operator.desired.pod_templates import router_template, worker_template
 from disagg_operator.desired.template_rules import NOT_PERMITTED, TemplateOwner, template_violations
 from disagg_operator.kube.json_text import depth_of
-from disagg_operator.policy import NamespacePolicy, Permission
 from disagg_operator.vocabulary import Obj
 from disagg_wire.environment import RouterVariable
 from disagg_wire.labels import ROUTER

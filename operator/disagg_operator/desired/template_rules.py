@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from disagg_operator.api.namespace_policy import NamespacePolicy, Permission
 from disagg_operator.api.violation import INVALID_SPEC, Violation
 from disagg_operator.desired.pod_parts import AFTER_START
 from disagg_operator.desired.template_numbers import number_problems
-from disagg_operator.policy import NamespacePolicy, Permission
 from disagg_operator.vocabulary import Obj
 
 NOT_PERMITTED = "NotPermitted"

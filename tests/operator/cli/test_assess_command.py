@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from tests.certificates import Certificate, certificate
-from tests.operator.assessment.pages import Page
+from tests.operator.planning.assessment.pages import Page
 
-from disagg_operator.assessment.bounded_http import MOST_BYTES
-from disagg_operator.assessment.readings import AssessError
 from disagg_operator.cli import assess_command
 from disagg_operator.cli.entry import main
+from disagg_operator.planning.assessment.bounded_http import MOST_BYTES
+from disagg_operator.planning.assessment.readings import AssessError
 
 SMALL = ("--model", "llama-3.1-8b", "--for", "1s")
 

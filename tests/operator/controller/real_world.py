@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.integration.apiserver import ApiServer
 
+from disagg_operator.api.namespace_policy import Policy
 from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.signals.direct import Target
 from disagg_operator.controller import full_list
@@ -25,7 +26,6 @@ from disagg_operator.kube.cache import Cache
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.credentials import load
 from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, DISAGG_POOL, Resource
-from disagg_operator.policy import Policy
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL

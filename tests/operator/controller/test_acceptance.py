@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from tests.operator.api.resources import good
 
 from disagg_operator.api import base, parse
+from disagg_operator.api.namespace_policy import NamespacePolicy
 from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.autoscaling.policy.decision import PoolRules
 from disagg_operator.controller import acceptance
 from disagg_operator.controller.feasibility import NEVER_READY
 from disagg_operator.controller.replicas import Declared
-from disagg_operator.policy import NamespacePolicy
 
 REPO = Path(__file__).resolve().parents[3]
 _GPU = {"accelerator": {"count": 1}}

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from tests.operator.controller.world import KEY, World, resource
 
+from disagg_operator.api.namespace_policy import NamespacePolicy, Policy
 from disagg_operator.api.violation import Violation
 from disagg_operator.controller import judge
-from disagg_operator.policy import NamespacePolicy, Policy
 
 CORPUS = sorted((Path(__file__).resolve().parents[2] / "releases/0.1.0/corpus").glob("*.yaml"))
 HOST = {"podTemplate": {"spec": {"hostNetwork": True}}}

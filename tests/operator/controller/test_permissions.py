@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tests.operator.api.resources import good, of, patched, watched
 
+from disagg_operator.api.namespace_policy import NamespacePolicy
 from disagg_operator.api.v1alpha1 import read
 from disagg_operator.controller.permissions import MAX_BYTES, MAX_DEPTH, owner_of, too_deep, unpermitted
-from disagg_operator.policy import NamespacePolicy
 
 _SRIOV = {"type": "sriov", "resourceName": "a/b"}
 

@@ -13,6 +13,7 @@ import pytest
 from tests.integration.apiserver import ApiServer
 from tests.operator.controller.real_world import RealWorld
 
+from disagg_operator.api.namespace_policy import Policy
 from disagg_operator.kube.cache import KEPT
 from disagg_operator.kube.resources import (
     CONFIG_MAP,
@@ -23,7 +24,6 @@ from disagg_operator.kube.resources import (
     SERVICE_ACCOUNT,
     name_of,
 )
-from disagg_operator.policy import Policy
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 

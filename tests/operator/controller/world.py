@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.fakes.kube import FakeKube
 
+from disagg_operator.api.namespace_policy import Policy
 from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.signals.direct import Target
@@ -23,7 +24,6 @@ from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.views import Views
 from disagg_operator.desired import Images
 from disagg_operator.kube.cache import KEPT, Cache
-from disagg_operator.policy import Policy
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.vocabulary import Key
 

@@ -9,10 +9,10 @@ import pytest
 from tests.operator.api.resources import good, of
 from tests.operator.controller.template_edits import edit_that_we_refuse, good_edit
 
+from disagg_operator.api.namespace_policy import NamespacePolicy, Permission
 from disagg_operator.api.v1alpha1 import read
 from disagg_operator.controller.permissions import owner_of
 from disagg_operator.desired.template_rules import template_violations
-from disagg_operator.policy import NamespacePolicy, Permission
 
 NOTHING = NamespacePolicy()
 EVERYTHING = NamespacePolicy(allow=tuple(Permission))

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from disagg_operator.api.namespace_policy import Policy
 from disagg_operator.autoscaling import chosen_policy
 from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.autoscaling.records.decision_log import DecisionLog
@@ -45,7 +46,6 @@ from disagg_operator.kube.resources import (
     namespace_of,
     uid_of,
 )
-from disagg_operator.policy import Policy
 from disagg_operator.status.events import Note
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.vocabulary import Key, Obj

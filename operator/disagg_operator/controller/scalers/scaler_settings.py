@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from disagg_operator.api.disagg_scaler import ACTIVE, DisaggScaler, ScaledPool, parse_scaler
+from disagg_operator.api.namespace_policy import NamespacePolicy
 from disagg_operator.api.v1alpha1 import InvalidResource
 from disagg_operator.autoscaling.policy.decision import PoolRules
 from disagg_operator.autoscaling.policy.predictive import PoolLimits, Settings
@@ -14,7 +15,6 @@ from disagg_operator.autoscaling.signals.prometheus_access import Access, access
 from disagg_operator.engines import BY_NAME
 from disagg_operator.engines.contract import EngineMeter
 from disagg_operator.performance.declared import declared_or_estimated
-from disagg_operator.policy import NamespacePolicy
 from disagg_operator.vocabulary import Obj
 from disagg_wire.ports import ROUTER_PORT, WORKER_PORT
 from disagg_wire.roles import DECODE, PREFILL, ROLES

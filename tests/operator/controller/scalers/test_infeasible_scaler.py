@@ -9,13 +9,13 @@ from tests.fakes.engine_fleet import EngineFleet
 from tests.operator.autoscaling.signals.test_engine_fold import told
 from tests.operator.controller.scalers.scalers import scaler_object
 
+from disagg_operator.api.namespace_policy import NamespacePolicy
 from disagg_operator.autoscaling import chosen_policy
 from disagg_operator.autoscaling.chosen_policy import PolicyMemory
 from disagg_operator.autoscaling.policy.observation import Pods
 from disagg_operator.autoscaling.signals.engine_fold import EngineLook, EngineMemory, EngineReport, observe_engines
 from disagg_operator.controller.scalers.scaler_settings import scaler_plan
 from disagg_operator.controller.scalers.scaler_status import PoolFound, ScalerFindings, scaler_status
-from disagg_operator.policy import NamespacePolicy
 from disagg_operator.vocabulary import Obj
 from disagg_wire.roles import ROLES
 

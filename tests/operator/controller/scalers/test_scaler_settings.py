@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from tests.operator.controller.scalers.scalers import scaler_object
 
+from disagg_operator.api.namespace_policy import NamespacePolicy
 from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits
 from disagg_operator.controller.scalers.scaler_settings import RefusedScaler, ScalerPlan, scaler_plan
 from disagg_operator.performance.declared import CPU
-from disagg_operator.policy import NamespacePolicy
 
 H100 = "NVIDIA-H100-80GB-HBM3"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.operator.assessment.test_comparison import assessment
-from tests.operator.assessment.test_interference import watched
-from tests.operator.assessment.test_request_load import read
+from tests.operator.planning.assessment.test_comparison import assessment
+from tests.operator.planning.assessment.test_interference import watched
+from tests.operator.planning.assessment.test_request_load import read
 
-from disagg_operator.assessment import interference
-from disagg_operator.assessment.assessment_json import as_data
-from disagg_operator.assessment.comparison import ServiceAssessment
+from disagg_operator.planning.assessment import interference
+from disagg_operator.planning.assessment.assessment_json import as_data
+from disagg_operator.planning.assessment.comparison import ServiceAssessment
 
 SEEN = interference.judge(read(windows=watched(10e-6)), 0.01)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from disagg_operator.assessment.bucket_counts import BucketCounts, of_cumulative
-from disagg_operator.assessment.readings import HISTOGRAMS, AssessError, Snapshot, quantities
 from disagg_operator.engines import BY_NAME
+from disagg_operator.planning.assessment.bucket_counts import BucketCounts, of_cumulative
+from disagg_operator.planning.assessment.readings import HISTOGRAMS, AssessError, Snapshot, quantities
 from disagg_wire.engine_metrics.engine_series import EngineSeries
 from disagg_wire.engine_metrics.sample_table import is_copy, selected
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from disagg_operator.assessment.readings import Readings, WatchWindow
+from disagg_operator.planning.assessment.readings import Readings, WatchWindow
 
 Verdict = Literal["yes", "no", "unknown"]
 _GROUPS = 4

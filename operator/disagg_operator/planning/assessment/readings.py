@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from disagg_operator.assessment.bucket_counts import BucketCounts
+from disagg_operator.planning.assessment.bucket_counts import BucketCounts
 from disagg_wire.engine_metrics.engine_series import EngineSeries
 
 HISTOGRAMS = ("prompt_lengths", "computed_lengths", "answer_lengths", "ttft", "gaps", "tpot")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.operator.assessment.pages import Page, metrics_of
+from tests.operator.planning.assessment.pages import Page, metrics_of
 
-from disagg_operator.assessment import engine_page
-from disagg_operator.assessment.bucket_counts import Between
-from disagg_operator.assessment.engine_page import engine_of, parse
-from disagg_operator.assessment.readings import HISTOGRAMS, AssessError
+from disagg_operator.planning.assessment import engine_page
+from disagg_operator.planning.assessment.bucket_counts import Between
+from disagg_operator.planning.assessment.engine_page import engine_of, parse
+from disagg_operator.planning.assessment.readings import HISTOGRAMS, AssessError
 
-RECORDED = (Path(__file__).parents[2] / "adapter" / "engines" / "vllm-0.32.0-metrics.txt").read_text()
+RECORDED = (Path(__file__).parents[3] / "adapter" / "engines" / "vllm-0.32.0-metrics.txt").read_text()
 
 
 def test_each_engine_is_known_by_its_series() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from disagg_operator.assessment import engine_page
-from disagg_operator.assessment.bounded_http import BoundedHttp
-from disagg_operator.assessment.readings import AssessError, Readings, Snapshot, Watch
+from disagg_operator.planning.assessment import engine_page
+from disagg_operator.planning.assessment.bounded_http import BoundedHttp
+from disagg_operator.planning.assessment.readings import AssessError, Readings, Snapshot, Watch
 from disagg_wire.protocol import METRICS_PATH
 
 # A look a second shows whether prefill disturbs decode; longer watches need not keep more of them.

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from disagg_operator.assessment.bucket_counts import Between, BucketCounts
-from disagg_operator.assessment.interference import Interference
-from disagg_operator.assessment.request_load import RequestLoad
 from disagg_operator.planning import report
+from disagg_operator.planning.assessment.bucket_counts import Between, BucketCounts
+from disagg_operator.planning.assessment.interference import Interference
+from disagg_operator.planning.assessment.request_load import RequestLoad
 from disagg_operator.planning.capacity import Infeasible
 from disagg_operator.planning.deployment_plan import Deployment, Kind, Plan, best_disaggregated, best_monolithic
 from disagg_operator.planning.traffic import LatencyObjectives

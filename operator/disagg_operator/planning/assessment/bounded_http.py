@@ -15,7 +15,7 @@ from typing import Self
 
 import httpx
 
-from disagg_operator.assessment.readings import AssessError
+from disagg_operator.planning.assessment.readings import AssessError
 
 MOST_BYTES = 16 * 1024 * 1024
 TIMEOUT_S = 10.0

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.operator.assessment.test_request_load import read
+from tests.operator.planning.assessment.test_request_load import read
 
-from disagg_operator.assessment.interference import Interference, judge
-from disagg_operator.assessment.readings import WatchWindow
+from disagg_operator.planning.assessment.interference import Interference, judge
+from disagg_operator.planning.assessment.readings import WatchWindow
 
 
 def watched(

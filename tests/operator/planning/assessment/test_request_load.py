@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.operator.assessment.test_bucket_counts import counted
+from tests.operator.planning.assessment.test_bucket_counts import counted
 
-from disagg_operator.assessment import request_load
-from disagg_operator.assessment.bucket_counts import Between
-from disagg_operator.assessment.readings import Readings
+from disagg_operator.planning.assessment import request_load
+from disagg_operator.planning.assessment.bucket_counts import Between
+from disagg_operator.planning.assessment.readings import Readings
 
 DAY_S = 86_400
 

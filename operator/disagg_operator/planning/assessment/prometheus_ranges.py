@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from disagg_operator.assessment.bounded_http import BoundedHttp
-from disagg_operator.assessment.bucket_counts import BucketCounts, of_cumulative
-from disagg_operator.assessment.engine_page import ASSESSED
-from disagg_operator.assessment.readings import (
+from disagg_operator.planning.assessment.bounded_http import BoundedHttp
+from disagg_operator.planning.assessment.bucket_counts import BucketCounts, of_cumulative
+from disagg_operator.planning.assessment.engine_page import ASSESSED
+from disagg_operator.planning.assessment.readings import (
     HISTOGRAMS,
     AssessError,
     Readings,

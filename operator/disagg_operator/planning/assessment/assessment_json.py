@@ -6,12 +6,12 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from disagg_operator.assessment import comparison
-from disagg_operator.assessment.bucket_counts import Between
-from disagg_operator.assessment.comparison import ServiceAssessment
-from disagg_operator.assessment.interference import Interference
-from disagg_operator.assessment.request_load import LengthSummary, RequestLoad
 from disagg_operator.planning import report
+from disagg_operator.planning.assessment import comparison
+from disagg_operator.planning.assessment.bucket_counts import Between
+from disagg_operator.planning.assessment.comparison import ServiceAssessment
+from disagg_operator.planning.assessment.interference import Interference
+from disagg_operator.planning.assessment.request_load import LengthSummary, RequestLoad
 
 
 def as_data(a: ServiceAssessment) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from disagg_operator.policy import NamespacePolicy, Permission, Policy
+from disagg_operator.api.namespace_policy import NamespacePolicy, Permission, Policy
 from disagg_operator.settings import BadSettings, load
 
 IMAGES = {"DISAGG_WORKER_IMAGE": "w", "DISAGG_ROUTER_IMAGE": "r"}
@@ -63,7 +63,7 @@ def test_what_is_misspelt_is_refused(wrong: object) -> None:
 
 
 def test_the_example_of_the_documentation_is_one() -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs/permissions.md").read_text()
+    text = (Path(__file__).resolve().parents[3] / "docs/permissions.md").read_text()
     block = text.partition("```yaml\n")[2].partition("```")[0]
     policy = Policy.model_validate(yaml.safe_load(block)["policy"])
     assert policy.of("team-a").allow == (Permission.HOST_PATH, Permission.PRIVILEGED)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from disagg_operator.assessment.bucket_counts import Between, BucketCounts
-from disagg_operator.assessment.readings import Readings
+from disagg_operator.planning.assessment.bucket_counts import Between, BucketCounts
+from disagg_operator.planning.assessment.readings import Readings
 from disagg_operator.planning.traffic import Lengths, Traffic, of_samples
 
 _PEAK_S = 300.0

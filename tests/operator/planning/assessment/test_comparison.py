@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.operator.assessment.test_bucket_counts import counted
-from tests.operator.assessment.test_interference import watched
-from tests.operator.assessment.test_request_load import log, read
+from tests.operator.planning.assessment.test_bucket_counts import counted
+from tests.operator.planning.assessment.test_interference import watched
+from tests.operator.planning.assessment.test_request_load import log, read
 from tests.operator.planning.questions import question, traffic
 
-from disagg_operator.assessment import comparison, interference, request_load
-from disagg_operator.assessment.bucket_counts import Between
-from disagg_operator.assessment.comparison import Attained, ServiceAssessment, Today, advice, remarks
+from disagg_operator.planning.assessment import comparison, interference, request_load
+from disagg_operator.planning.assessment.bucket_counts import Between
+from disagg_operator.planning.assessment.comparison import Attained, ServiceAssessment, Today, advice, remarks
 from disagg_operator.planning.capacity import Infeasible
 from disagg_operator.planning.deployment_plan import Deployment, make_plan
 from disagg_operator.planning.traffic import LatencyObjectives

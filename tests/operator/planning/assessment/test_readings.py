@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from tests.operator.assessment.pages import Page, metrics_of
-from tests.operator.assessment.test_bucket_counts import counted
+from tests.operator.planning.assessment.pages import Page, metrics_of
+from tests.operator.planning.assessment.test_bucket_counts import counted
 
-from disagg_operator.assessment import readings
-from disagg_operator.assessment.engine_page import parse
-from disagg_operator.assessment.readings import AssessError, Snapshot, Watch
+from disagg_operator.planning.assessment import readings
+from disagg_operator.planning.assessment.engine_page import parse
+from disagg_operator.planning.assessment.readings import AssessError, Snapshot, Watch
 
 
 def look(watch: Watch, page: Page, at_s: float, worker: str = "a") -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_operator.assessment.bucket_counts import Between, BucketCounts, of_cumulative
+from disagg_operator.planning.assessment.bucket_counts import Between, BucketCounts, of_cumulative
 
 INF = math.inf
 BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, INF)
