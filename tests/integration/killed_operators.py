@@ -11,7 +11,6 @@ from tests.integration.edited_resource import QUICK
 from tests.integration.faulty_api import Asked, FaultyApi, refusal
 from tests.integration.operator_process import Cluster, Operator, eventually, operator
 
-
 _WAIT_S = 90.0
 
 
