@@ -101,7 +101,11 @@ async def test_f16_killed_in_a_drain_busy_workers_stay_and_the_same_ones_go(
             await rests(api)
             assert await running.stop() == 0
         await cluster.scale("chat-decode", 1)
-        died = await killed_at_writes(api, cluster, tmp_path, 1, carried_out=True)
+
+        async def two_are_marked() -> bool:
+            return len(await marked(cluster)) == 2
+
+        died = await killed_at_writes(api, cluster, tmp_path, 1, carried_out=True, done=two_are_marked)
         assert died > 1
         assert await cluster.replicas("decode") == (1, 3)
         going = {pod["metadata"]["name"] for pod in await marked(cluster)}

@@ -1,4 +1,4 @@
-"""PURE: The lanes in which a term begins: what somebody has edited is before what is unchanged."""
+"""The lanes in which a term begins: what somebody has edited comes before what is unchanged."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, Retry, Terminating
@@ -24,7 +23,9 @@ class RunOutcome:
     after_s: float | None = None
     away: bool = False
     """Whether it failed for want of an API server."""
-    level: int = logging.WARNING
+    expected: bool = False
+    """Whether nothing is wrong: it happens where others work as well."""
+    bug: bool = False
 
     @property
     def failed(self) -> bool:
@@ -36,9 +37,9 @@ def outcome_of(error: Exception, *, timeout_s: float, resync_s: float) -> RunOut
     words = str(error) or type(error).__name__
     if isinstance(error, Conflict):
         # Another client wrote between the read and the write: repeat soon, from a fresh read.
-        return RunOutcome("conflict", words, level=logging.INFO)
+        return RunOutcome("conflict", words, expected=True)
     if isinstance(error, Terminating):
-        return RunOutcome("terminating", words, after_s=resync_s, level=logging.INFO)
+        return RunOutcome("terminating", words, after_s=resync_s, expected=True)
     if isinstance(error, KubeError):
         reason = RIGHT_MISSING if isinstance(error, Forbidden) else API_SERVER_ERROR
         after_s = error.after_s if isinstance(error, Retry) else None
@@ -47,4 +48,4 @@ def outcome_of(error: Exception, *, timeout_s: float, resync_s: float) -> RunOut
         words = f"not done within {timeout_s:.0f} s"
         return RunOutcome("timeout", words, RECONCILE_TIMEOUT, words, away=True)
     told = f"{type(error).__name__}; the operator's log has the details"
-    return RunOutcome("bug", "reconcile failed", INTERNAL_ERROR, told, level=logging.ERROR)
+    return RunOutcome("bug", "reconcile failed", INTERNAL_ERROR, told, bug=True)

@@ -338,9 +338,9 @@ class Runtime:
                 outcome = RunOutcome(after_s=await self._reconciler.run(key))
         except Exception as error:
             outcome = outcome_of(error, timeout_s=settings.reconcile_timeout_s, resync_s=settings.resync_interval_s)
-            failures = self.queue.state.failures(key) + 1
-            bug = error if outcome.level == logging.ERROR else None
-            log.log(outcome.level, "%s/%s: %s (failure %d)", *key, outcome.words, failures, exc_info=bug)
+            level = logging.ERROR if outcome.bug else logging.INFO if outcome.expected else logging.WARNING
+            failures, cause = self.queue.state.failures(key) + 1, error if outcome.bug else None
+            log.log(level, "%s/%s: %s (failure %d)", *key, outcome.words, failures, exc_info=cause)
         finally:
             if outcome.failed:
                 self._views.doubt((key,))

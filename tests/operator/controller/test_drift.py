@@ -135,7 +135,7 @@ def test_an_entry_that_somebody_adds_to_a_selector_is_drift_and_one_of_other_map
 
 
 def test_a_status_is_never_applied_and_no_drift() -> None:
-    rendered = {"metadata": {"name": "a"}, "status": {"phase": "Ready"}}
+    rendered: dict[str, Any] = {"metadata": {"name": "a"}, "status": {"phase": "Ready"}}
     assert up_to_date(rendered, stamped(rendered) | {"status": {"phase": "Failed"}})
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from disagg_operator.controller.run_outcomes import RunOutcome, outcome_of
@@ -13,8 +11,8 @@ from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, Retry, T
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (Conflict("c"), RunOutcome("conflict", "c", level=logging.INFO)),
-        (Terminating("t"), RunOutcome("terminating", "t", after_s=300.0, level=logging.INFO)),
+        (Conflict("c"), RunOutcome("conflict", "c", expected=True)),
+        (Terminating("t"), RunOutcome("terminating", "t", after_s=300.0, expected=True)),
         (Forbidden("f"), RunOutcome("forbidden", "f", "RightMissing", "f")),
         (KubeError("k"), RunOutcome("kubeerror", "k", "APIServerError", "k")),
         (Retry("r", after_s=7.0), RunOutcome("retry", "r", "APIServerError", "r", 7.0, away=True)),
@@ -29,7 +27,7 @@ from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, Retry, T
                 "reconcile failed",
                 "InternalError",
                 "ValueError; the operator's log has the details",
-                level=logging.ERROR,
+                bug=True,
             ),
         ),
     ],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.operator.rollout.test_planner import OLD, ONE, starting, state
 
 from disagg_operator.rollout.load_watch import LoadWatch, PodLoad
+from disagg_operator.rollout.planner import plan
 
 KEY = ("prefill", "new")
 
@@ -46,3 +50,14 @@ def test_workers_that_only_repeat_get_on_no_more_often_than_there_are_bytes(look
     watch = LoadWatch()
     moves = {at(watch, float(now), *pods) for now, pods in enumerate(looks)} - {None}
     assert len(moves) <= 27
+
+
+def test_what_a_worker_has_loaded_moves_the_deadline_and_no_step_is_counted() -> None:
+    old, new = OLD, (starting("prefill", "new", 1), starting("decode", "new", 1))
+    rules = replace(ONE, deadline_s=100.0)
+    first = plan(state(*old, *new, now_s=10.0), rules)
+    moved = replace(state(*old, *new, now_s=150.0), progress=first.progress, moved_s=60.0)
+    on = plan(moved, rules)
+    assert (on.expired, on.wake_s, on.progress) == (False, 10.0, first.progress)
+    assert plan(replace(moved, moved_s=49.0), rules).expired
+    assert plan(replace(moved, moved_s=None), rules).expired

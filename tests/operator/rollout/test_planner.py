@@ -265,17 +265,6 @@ def test_the_deadline_is_one_of_progress_and_waits_for_drains(terminating: int) 
     assert (on.expired, on.progress.since_s) == (False, 120.0)
 
 
-def test_what_a_worker_has_loaded_moves_the_deadline_and_no_step_is_counted() -> None:
-    old, new = OLD, (starting("prefill", "new", 1), starting("decode", "new", 1))
-    rules = replace(ONE, deadline_s=100.0)
-    first = plan(state(*old, *new, now_s=10.0), rules)
-    moved = replace(state(*old, *new, now_s=150.0), progress=first.progress, moved_s=60.0)
-    on = plan(moved, rules)
-    assert (on.expired, on.wake_s, on.progress) == (False, 10.0, first.progress)
-    assert plan(replace(moved, moved_s=49.0), rules).expired
-    assert plan(replace(moved, moved_s=None), rules).expired
-
-
 def test_pools_of_size_0_have_no_workers_of_any_revision() -> None:
     found = plan(state(*OLD, *PAIR, size=(0, 0), linked=True), ONE)
     assert numbers(found) == {}
