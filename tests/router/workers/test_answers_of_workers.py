@@ -18,7 +18,6 @@ from tests.router.workers.infos import worker
 
 from disagg_router.membership.file import FileMembership
 from disagg_router.workers import client as clients
-from disagg_router.workers import texts
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.lease import Verdict
 from disagg_router.workers.table import WorkerTable
@@ -177,7 +176,7 @@ def test_one_that_has_drained_and_ended_is_not_given_up() -> None:
 
 
 async def test_a_tokenizer_that_cannot_be_had_is_asked_for_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts.random, "random", lambda: 0.0)
+    monkeypatch.setattr("disagg_router.workers.texts.random.random", lambda: 0.0)
     unwell, now_s, at_s = _Unwell(), 0.0, list[float]()
     one = Texts(unwell, lambda: now_s)  # type: ignore[arg-type]
     ready = [worker(f"d{i}", "decode", url=f"http://d{i}") for i in range(3)]
