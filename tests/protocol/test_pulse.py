@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from tests.ports import free_port
 
+from disagg_protocol.pulse import Pulse
 from disagg_protocol.pulse_board import PulseBoard
 from disagg_protocol.pulse_process import Sender, is_stopped
 from disagg_wire.pulse import INTERVAL_S, Beat, parse
@@ -201,3 +203,23 @@ def test_a_reader_in_another_process_finds_what_was_written() -> None:
     assert beat.step_s is not None
     board.ends()
     assert board.beat().step_s is None
+
+
+async def test_a_process_without_descriptors_sends_no_beats_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    tries = []
+    monkeypatch.setattr(socket, "socketpair", lambda *how: (tries.append(how), none_left()))
+    monkeypatch.setattr("disagg_protocol.pulse._RESTART_S", 0.0)
+    pulse = Pulse()
+    running = asyncio.create_task(pulse.run())
+    async with asyncio.timeout(LIMIT_S):
+        while len(tries) < 2:
+            await asyncio.sleep(0.01)
+    assert not running.done()
+    assert pulse.pid is None
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    assert pulse.board.beat().loop_s < LIMIT_S

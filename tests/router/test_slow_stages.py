@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 from tests.fakes.token_worker import TokenWorker, expected_text
 from tests.router.stack import Stack, tokens_of
+
+from disagg_router.dispatch import legs
 
 N = 12
 WANTED = expected_text(5, tokens_of("hello"), N)
@@ -52,3 +55,16 @@ async def test_kv_that_does_not_arrive_is_sent_by_another_pair_and_the_slow_one_
         assert failed >= 1.0
         assert await stack.metric('disagg_router_breakers{kind="pair",state="open"}') == failed
         assert await stack.metric('disagg_router_breaker_changes_total{kind="pair",state="open"}') == failed
+
+
+async def test_an_event_that_has_come_counts_although_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router that has starved finds both at once, and takes nobody for slow."""
+    monkeypatch.setattr(legs, "_OVERDUE_S", 20.0)
+    options = {"first_token_timeout_s": 1e-6, "stall_timeout_s": 1e-6}
+    async with Stack(tmp_path, TokenWorker("p0", "prefill"), TokenWorker("d0", "decode"), **options) as stack:
+        answer = (await stack.complete(max_tokens=N)).json()
+        assert answer["choices"][0]["text"] == WANTED
+        assert answer["disagg"]["attempts"] == 1
+        assert await stack.metric('disagg_router_failovers_total{reason="stalled"}') == 0.0

@@ -114,6 +114,8 @@ async def hang(load: Load, folder: Path, how: str, processes: Processes, expecte
     try:
         assert await load.run(len(expected)) == expected
         assert load.given_up(reason) == before + 1
+        # Nothing of the others waits for it.
+        await load.until_at_rest(len(processes) - 1)
     finally:
         (folder / "next").unlink(missing_ok=True)
         for name, process in processes.items():

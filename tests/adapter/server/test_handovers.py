@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from tests.adapter.rig import EXPECTED, KEY, PROMPT, Line, Running, body, listening, running, tokens_of, until
 from tests.fakes.adapter_engine import PARAMETERS
+from tests.fakes.far_network import far_server, needs_network
 
 from disagg_adapter.engines.contract import EngineFault
 from disagg_adapter.server.handover_message import HandOverMessage, sign_message
@@ -202,6 +204,41 @@ async def test_a_decode_that_is_frozen_ends_the_senders_wait() -> None:
         ticket = sign(KEY, Ticket("ab" * 16, "r", 0, "c", "d/boot", host, port, 3, "h", 30.0))
         with pytest.raises(EngineFault):
             await sender.send(HandOverMessage(ticket, "p", "vllm", {}, None, None, 0.0), 0.05)
+        await sender.close()
+
+
+@needs_network
+async def test_a_network_that_is_cut_ends_the_senders_wait_long_before_the_lease() -> None:
+    sender = HandOverSender(KEY)
+    with far_server() as (server, cut):
+        host, port = server.getsockname()
+        ticket = sign(KEY, Ticket("ab" * 16, "r", 0, "c", "d/boot", host, port, 3, "h", 30.0))
+        message = HandOverMessage(ticket, "p", "vllm", {}, None, None, 0.0)
+        sending = asyncio.create_task(sender.send(message, 600.0))
+        far, _ = await asyncio.to_thread(server.accept)
+        with far:
+            await asyncio.to_thread(far.recv, 1 << 16)
+            cut()
+            async with asyncio.timeout(30):
+                with pytest.raises(EngineFault, match="hand-over to"):
+                    await sending
+    await sender.close()
+
+
+async def test_an_answer_to_a_hand_over_is_bounded() -> None:
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with contextlib.suppress(Exception):
+            for _ in range(1000):
+                await send({"type": "http.response.body", "body": b" " * 65536, "more_body": True})
+
+    sender = HandOverSender(KEY)
+    async with listening(endless) as (host, port):  # type: ignore[arg-type]
+        ticket = sign(KEY, Ticket("ab" * 16, "r", 0, "c", "d/boot", host, port, 3, "h", 30.0))
+        with pytest.raises(EngineFault, match="over 1048576 bytes"):
+            await sender.send(HandOverMessage(ticket, "p", "vllm", {}, None, None, 0.0), 20.0)
         await sender.close()
 
 

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from tests.router.workers.infos import worker
 
+from disagg_router.errors import AttemptFailed
 from disagg_router.membership.file import FileMembership
 from disagg_router.workers import client as clients
 from disagg_router.workers.client import WorkerClient
@@ -164,6 +165,35 @@ async def test_a_poll_counts_as_missed_only_if_this_process_was_awake() -> None:
     assert "d0" not in table._workers
 
 
+@pytest.mark.parametrize("beats", [True, False])
+async def test_one_that_answers_no_poll_and_beats_gets_nothing_new_and_keeps_its_streams(
+    beats: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that can accept no connection."""
+    table, reasons = WorkerTable(_Unwell(), FileMembership(Path("none")), 1.0), list[str]()  # type: ignore[arg-type]
+    one = worker("d0", "decode")
+    table._workers["d0"], table.gave_up = one, reasons.append
+    monkeypatch.setattr(table.pulses, "vouches_for", lambda _: beats)
+    monkeypatch.setattr(table._client, "info", _refused)
+    ended: AttemptFailed | None = None
+    try:
+        async with asyncio.timeout(LIMIT_S), table.lifelines.stream(one):
+            for _ in range(2):
+                await table._poll(Member("d0", "http://d0"), needs=False)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
+    except AttemptFailed as failure:
+        ended = failure
+    assert "d0" not in table._workers
+    assert (ended is None) is beats
+    assert reasons == ([] if beats else ["worker_lost"])
+
+
+async def _refused(url: str, *, needs: bool) -> dict[str, object]:
+    await asyncio.sleep(0.001)
+    raise httpx.ConnectError("refused")
+
+
 def test_one_that_has_drained_and_ended_is_not_given_up() -> None:
     table, reasons = WorkerTable(_Unwell(), FileMembership(Path("none")), 1.0), list[str]()  # type: ignore[arg-type]
     table.gave_up = reasons.append
@@ -176,7 +206,7 @@ def test_one_that_has_drained_and_ended_is_not_given_up() -> None:
 
 
 async def test_a_tokenizer_that_cannot_be_had_is_asked_for_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("random.random", lambda: 0.0)
+    monkeypatch.setattr("disagg_router.workers.texts.random.random", lambda: 0.0)
     unwell, now_s, at_s = _Unwell(), 0.0, list[float]()
     one = Texts(unwell, lambda: now_s)  # type: ignore[arg-type]
     ready = [worker(f"d{i}", "decode", url=f"http://d{i}") for i in range(3)]

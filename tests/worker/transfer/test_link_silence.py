@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shutil
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from tests.fakes.far_network import far_server, needs_network
 
 from disagg_worker.transfer.frames import FrameType, Header
 from disagg_worker.transfer.link_silence import INFO_BYTES, Acknowledged, LinkSilence, parse
@@ -53,39 +50,13 @@ def test_what_the_kernel_says() -> None:
 
 
 @contextmanager
-def cut_link() -> Iterator[tuple[SealedSocket, socket.socket]]:
-    """Yield one end of a connection in a namespace of its own, over which nothing goes any more."""
-    name = f"disagg-cut-{os.getpid()}"
-
-    def run(*words: str) -> None:
-        subprocess.run(words, check=True, capture_output=True)
-
-    run("ip", "netns", "add", name)
-    try:
-        run("ip", "link", "add", "disagg-cut", "type", "veth", "peer", "name", "inner", "netns", name)
-        run("ip", "addr", "add", "10.233.9.1/30", "dev", "disagg-cut")
-        run("ip", "link", "set", "disagg-cut", "up")
-        run("ip", "-n", name, "addr", "add", "10.233.9.2/30", "dev", "inner")
-        run("ip", "-n", name, "link", "set", "inner", "up")
-        libc = ctypes.CDLL(None)
-        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        there = os.open(f"/run/netns/{name}", os.O_RDONLY)
-        try:
-            libc.setns(there, 0)
-            server = socket.create_server(("10.233.9.2", 0))
-        finally:
-            libc.setns(here, 0)
-            os.close(here)
-            os.close(there)
-        assert server.getsockname()[0] == "10.233.9.2"
-        with server, socket.create_connection(server.getsockname(), timeout=10) as sock:
-            far, _ = server.accept()
-            with far:
-                run("ip", "-n", name, "link", "set", "inner", "down")
-                yield SealedSocket(sock, 60, Sealer(A, "mac"), Sealer(B, "mac"), 0.5), far
-    finally:
-        run("ip", "netns", "del", name)
-        subprocess.run(["ip", "link", "del", "disagg-cut"], check=False, capture_output=True)
+def cut_link() -> Iterator[SealedSocket]:
+    """Yield one end of a connection over which nothing goes any more."""
+    with far_server() as (server, cut), socket.create_connection(server.getsockname(), timeout=10) as sock:
+        far, _ = server.accept()
+        with far:
+            cut()
+            yield SealedSocket(sock, 60, Sealer(A, "mac"), Sealer(B, "mac"), 0.5)
 
 
 def _large(link: SealedSocket) -> None:
@@ -102,12 +73,12 @@ def _answered(link: SealedSocket) -> None:
     link.answer()
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="network namespaces need root")
+@needs_network
 @pytest.mark.parametrize("waits", [_large, _small, _answered])
 def test_a_network_that_is_cut_is_noticed_long_before_the_frame_is_due(waits: object) -> None:
     """A frame has 60 s, and more for its size."""
     assert callable(waits)
-    with cut_link() as (link, _), pytest.raises(TimeoutError, match="silent"):
+    with cut_link() as link, pytest.raises(TimeoutError, match="silent"):
         waits(link)
 
 

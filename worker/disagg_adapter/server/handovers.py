@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 16 << 20
 _BODY_S = 10.0
 _CONNECT_S = 2.0
+# A peer whose kernel is not heard of for so long is cut off: it answers for one that is slow.
+_SILENCE_S = 3
+_MOST_ANSWER_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -138,6 +142,16 @@ async def _limited(request: Request) -> bytes:
     return bytes(body)
 
 
+async def _short(answer: aiohttp.ClientResponse) -> bytes:
+    """Return the body of an answer. Raises ValueError for one that is long."""
+    body = bytearray()
+    async for piece in answer.content.iter_any():
+        body += piece
+        if len(body) > _MOST_ANSWER_BYTES:
+            raise ValueError(f"the answer has over {_MOST_ANSWER_BYTES} bytes")
+    return bytes(body)
+
+
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
@@ -145,6 +159,21 @@ async def _disconnected(request: Request) -> None:
 
 def _error(status: int, code: str, message: str, *, retryable: bool = True) -> JSONResponse:
     return JSONResponse({"error": {"code": code, "message": message, "retryable": retryable}}, status)
+
+
+def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket that ends when its peer's kernel is silent, whether something waits for it or
+    not.
+    """
+    sock = socket.socket(*address[:3])
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, 1),
+        (socket.TCP_KEEPINTVL, 1),
+        (socket.TCP_USER_TIMEOUT, 1000 * _SILENCE_S),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    return sock
 
 
 class HandOverSender:
@@ -160,7 +189,9 @@ class HandOverSender:
         It is sent once: a second copy could be used after the lease. Raises EngineFault.
         """
         if self._session is None:
-            self._session = aiohttp.ClientSession(trust_env=False, connector=aiohttp.TCPConnector(limit=0))
+            self._session = aiohttp.ClientSession(
+                trust_env=False, connector=aiohttp.TCPConnector(limit=0, socket_factory=_watched_socket)
+            )
         ticket = message.ticket
         host = f"[{ticket.host}]" if ":" in ticket.host else ticket.host
         started_s = time.monotonic()
@@ -172,7 +203,7 @@ class HandOverSender:
                 timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S),
                 allow_redirects=False,
             ) as answer:
-                content = await answer.json(content_type=None)
+                content = json.loads(await _short(answer))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise EngineFault(
                 codes.TRANSFER_FAILED, f"hand-over to {ticket.host}: {str(error) or type(error).__name__}"
