@@ -17,6 +17,7 @@ import uvicorn
 import uvloop
 
 from disagg_router import settings
+from disagg_router.openai.answer_headers import AnswerHeaders
 from disagg_router.openai.app import create_app
 from disagg_router.openai.connections import connection_class
 from disagg_router.router import Router
@@ -29,20 +30,32 @@ log = logging.getLogger("disagg_router")
 _IDLE_S = 75
 
 
-class _Server(uvicorn.Server):
+class RouterServer(uvicorn.Server):
     """A uvicorn server without signal handling, which would cut off running streams."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def end_connections(self) -> None:
+        """Close the connections on which nothing is asked, and the others after their answers.
 
-async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None:
+        New ones are accepted: the operator still asks for what is held here.
+        """
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+
+
+async def drain(router: Router, server: RouterServer, grace_s: float) -> None:
+    """Let a router end that is not ready any more, once it has answered all that it has taken."""
     log.info("draining: %d requests run", router.active)
     loop, cut = asyncio.get_running_loop(), 0
     telling = loop.create_task(termination_log.keep(lambda: drain_report.message_of(router.active)))
     # The router is not ready from now on, but clients that have not noticed yet are still served.
     await asyncio.sleep(grace_s)
+    # After that, whoever keeps a connection would keep the router from ending, request by request.
+    router.taking = False
+    server.end_connections()
     deserted = loop.create_task(router.answer_the_deserted())
     try:
         async with asyncio.timeout(router.settings.drain_s):
@@ -59,12 +72,12 @@ async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None
     server.should_exit = True
 
 
-def server_of(router: Router) -> uvicorn.Server:
+def server_of(router: Router) -> RouterServer:
     """Return the HTTP server of a router, not started."""
     most = raise_file_limit(router.settings.max_connections)
     limits = ConnectionLimits(most, idle_s=_IDLE_S, stall_s=router.settings.client_stall_timeout_s)
     config = uvicorn.Config(
-        create_app(router),
+        AnswerHeaders(create_app(router), router),
         host=router.settings.host,
         port=router.settings.port,
         log_level="warning",
@@ -74,7 +87,7 @@ def server_of(router: Router) -> uvicorn.Server:
         timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=5,
     )
-    return _Server(config)
+    return RouterServer(config)
 
 
 async def serve(s: settings.Settings) -> int:
@@ -87,7 +100,7 @@ async def serve(s: settings.Settings) -> int:
     def on_signal(grace_s: float) -> None:
         if not router.draining:
             router.end()
-            drains.add(loop.create_task(_drain(router, server, grace_s)))
+            drains.add(loop.create_task(drain(router, server, grace_s)))
 
     loop.add_signal_handler(signal.SIGTERM, on_signal, s.grace_s)
     loop.add_signal_handler(signal.SIGINT, on_signal, 0.0)

@@ -25,6 +25,7 @@ from disagg_router.admission.quotas import LimitReached, Quota
 from disagg_router.dispatch.dispatcher import ModelReplaced
 from disagg_router.errors import ApiError
 from disagg_router.openai import outcomes, schema
+from disagg_router.openai.answer_headers import SHOWN_ID
 from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
 from disagg_router.openai.body import loads
@@ -38,6 +39,7 @@ from disagg_router.openai.request_body import Bodies
 from disagg_router.openai.streaming import SseResponse, merge
 from disagg_router.router import Router
 from disagg_wire import series
+from disagg_wire.codes import DRAINING
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
 from disagg_wire.tenants import scope_of, share_of
 from disagg_wire.version import VERSION
@@ -115,6 +117,8 @@ class Api:
         with contextlib.ExitStack() as running:
             refused: LimitReached | None = None
             try:
+                if not self._router.taking:
+                    raise ApiError(503, "this router ends; send the request again", code=DRAINING, retry_after_s=1)
                 quota = self._authenticate(request)
                 quota.begin(time.monotonic())
                 running.callback(quota.end)
@@ -151,7 +155,8 @@ class Api:
         asker = Asker(quota.key.priority, share_of(tenant))
         with self._router.work() as work:
             work.callback(outcomes.followed(self._router, generations))
-            work.callback(lambda: self._account(generations, streamed=bool(asked.stream)))
+            shown = request.scope.get(SHOWN_ID, "-")
+            work.callback(lambda: self._account(generations, shown, streamed=bool(asked.stream)))
             for _ in range(self._router.settings.max_attempts):
                 try:
                     text, model, waited_s = await self._names.find(
@@ -273,7 +278,7 @@ class Api:
                 g.refused = True
             raise
 
-    def _account(self, generations: Sequence[Generation], *, streamed: bool) -> None:
+    def _account(self, generations: Sequence[Generation], shown: str, *, streamed: bool) -> None:
         """Update the metrics and write one log line for each choice, whatever became of it."""
         metrics = self._router.metrics
         if streamed:
@@ -294,11 +299,11 @@ class Api:
             prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
             log.info(
                 "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%s"
-                " transfer_ms=%s attempts=%d queue_ms=%.1f reason=%s",
+                " transfer_ms=%s attempts=%d queue_ms=%.1f reason=%s id=%s",
                 g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), g.tokens, 1e3 * g.ttft_s,
                 "-" if g.trace.kv_bytes is None else g.trace.kv_bytes,
                 "-" if g.trace.transfer_s is None else f"{1e3 * g.trace.transfer_s:.1f}",
-                g.trace.attempts, 1e3 * g.trace.queue_s, g.trace.reason,
+                g.trace.attempts, 1e3 * g.trace.queue_s, g.trace.reason, shown,
             )  # fmt: skip
 
     async def models(self, request: Request) -> Response:
