@@ -19,10 +19,10 @@ import uvloop
 from disagg_router import settings
 from disagg_router.openai.answer_headers import AnswerHeaders
 from disagg_router.openai.app import create_app
-from disagg_router.openai.connections import connection_class
+from disagg_router.openai.connections import ApiPort, connection_class
 from disagg_router.router import Router
 from disagg_wire import drain_report, log_lines, termination_log
-from disagg_wire.connection_guard import ConnectionLimits, Port, raise_file_limit
+from disagg_wire.connection_guard import ConnectionLimits, raise_file_limit
 
 log = logging.getLogger("disagg_router")
 # Longer than proxies and clients keep idle connections, so that none is reused in the moment in
@@ -30,35 +30,42 @@ log = logging.getLogger("disagg_router")
 _IDLE_S = 75
 
 
+_CLOSE = (b"connection", b"close")
+# Requests that come in the time of grace make it longer, up to so many times as long.
+_MOST_GRACES = 6
+
+
 class RouterServer(uvicorn.Server):
     """A uvicorn server without signal handling, which would cut off running streams."""
+
+    def __init__(self, config: uvicorn.Config, port: ApiPort) -> None:
+        super().__init__(config)
+        self.port = port
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    def end_connections(self) -> None:
-        """Close the connections on which nothing is asked, and the others after their answers.
+    def close_connections(self) -> None:
+        """Close each connection with its next answer, so that its client finds another router."""
+        self.port.closing = True
+        if not self.config.loaded:
+            self.config.load()
+        for headers in (self.config.encoded_headers, self.server_state.default_headers):
+            headers.append(_CLOSE)
 
-        New ones are accepted: the operator still asks for what is held here.
-        """
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
 
-
-async def drain(router: Router, server: RouterServer, grace_s: float) -> None:
-    """Let a router end that is not ready any more, once it has answered all that it has taken."""
+async def _drain(router: Router, server: RouterServer, grace_s: float) -> None:
     log.info("draining: %d requests run", router.active)
     loop, cut = asyncio.get_running_loop(), 0
     telling = loop.create_task(termination_log.keep(lambda: drain_report.message_of(router.active)))
+    until_s = loop.time() + grace_s + router.settings.drain_s
+    server.close_connections()
     # The router is not ready from now on, but clients that have not noticed yet are still served.
-    await asyncio.sleep(grace_s)
-    # After that, whoever keeps a connection would keep the router from ending, request by request.
-    router.taking = False
-    server.end_connections()
+    await server.port.until_unasked(grace_s, min(_MOST_GRACES * grace_s, until_s - loop.time()))
     deserted = loop.create_task(router.answer_the_deserted())
     try:
-        async with asyncio.timeout(router.settings.drain_s):
+        async with asyncio.timeout_at(until_s):
             await router.idle.wait()
     except TimeoutError:
         await router.answer_the_held()
@@ -76,18 +83,19 @@ def server_of(router: Router) -> RouterServer:
     """Return the HTTP server of a router, not started."""
     most = raise_file_limit(router.settings.max_connections)
     limits = ConnectionLimits(most, idle_s=_IDLE_S, stall_s=router.settings.client_stall_timeout_s)
+    port = ApiPort(limits, router.metrics.stalled.inc)
     config = uvicorn.Config(
-        AnswerHeaders(create_app(router), router),
+        AnswerHeaders(create_app(router)),
         host=router.settings.host,
         port=router.settings.port,
         log_level="warning",
         access_log=False,
-        http=connection_class(Port(limits, router.metrics.stalled.inc)),
+        http=connection_class(port),
         ws="none",
         timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=5,
     )
-    return RouterServer(config)
+    return RouterServer(config, port)
 
 
 async def serve(s: settings.Settings) -> int:
@@ -100,7 +108,7 @@ async def serve(s: settings.Settings) -> int:
     def on_signal(grace_s: float) -> None:
         if not router.draining:
             router.end()
-            drains.add(loop.create_task(drain(router, server, grace_s)))
+            drains.add(loop.create_task(_drain(router, server, grace_s)))
 
     loop.add_signal_handler(signal.SIGTERM, on_signal, s.grace_s)
     loop.add_signal_handler(signal.SIGINT, on_signal, 0.0)

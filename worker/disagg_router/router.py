@@ -80,7 +80,6 @@ class Router:
         self.created_s = int(time.time())
         self.incarnation = secrets.token_hex(8)
         self.draining = False
-        self.taking = True
         self.active = 0
         self._idle_since_s = time.monotonic()
         self.table.active = lambda: self.active > 0

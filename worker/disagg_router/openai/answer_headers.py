@@ -1,4 +1,4 @@
-"""The headers of every answer: the name of the request, and whether its connection is closed."""
+"""The name of the request in every answer."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ import secrets
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from disagg_router.router import Router
-
 REQUEST_ID = b"x-request-id"
 # The place of the name in the scope of a request.
 SHOWN_ID = "disagg.shown_id"
 _ACCEPTED = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-_CLOSE = (b"connection", b"close")
 
 
 class AnswerHeaders:
-    """The router's application, with these headers.
+    """The router's application, with the name in each answer.
 
-    The name is the client's own, if it gave one that is short and plain, so that it stands in the
-    log as it was given. A router that ends lets each connection end with its next answer.
+    It is the client's own, if it gave one that is short and plain, so that it stands in the log as
+    it was given.
     """
 
-    def __init__(self, app: ASGIApp, router: Router) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._router = router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,8 +36,6 @@ class AnswerHeaders:
                 # The service beside the pools has names of its own.
                 if all(name != REQUEST_ID for name, _ in headers):
                     headers.append((REQUEST_ID, shown))
-                if self._router.draining:
-                    headers.append(_CLOSE)
                 message = message | {"headers": headers}
             await send(message)
 

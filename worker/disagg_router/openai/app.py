@@ -39,7 +39,6 @@ from disagg_router.openai.request_body import Bodies
 from disagg_router.openai.streaming import SseResponse, merge
 from disagg_router.router import Router
 from disagg_wire import series
-from disagg_wire.codes import DRAINING
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
 from disagg_wire.tenants import scope_of, share_of
 from disagg_wire.version import VERSION
@@ -117,8 +116,6 @@ class Api:
         with contextlib.ExitStack() as running:
             refused: LimitReached | None = None
             try:
-                if not self._router.taking:
-                    raise ApiError(503, "this router ends; send the request again", code=DRAINING, retry_after_s=1)
                 quota = self._authenticate(request)
                 quota.begin(time.monotonic())
                 running.callback(quota.end)
