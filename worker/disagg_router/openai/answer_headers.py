@@ -36,7 +36,7 @@ class AnswerHeaders:
                 # The service beside the pools has names of its own.
                 if all(name != REQUEST_ID for name, _ in headers):
                     headers.append((REQUEST_ID, shown))
-                message = message | {"headers": headers}
+                message = {**message, "headers": headers}
             await send(message)
 
         return await self._app(scope, receive, with_headers)
