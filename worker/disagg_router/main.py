@@ -17,6 +17,7 @@ import uvicorn
 import uvloop
 
 from disagg_router import settings
+from disagg_router.openai.answer_headers import AnswerHeaders
 from disagg_router.openai.app import create_app
 from disagg_router.openai.connections import ApiPort, connection_class
 from disagg_router.router import Router
@@ -84,7 +85,7 @@ def server_of(router: Router) -> RouterServer:
     limits = ConnectionLimits(most, idle_s=_IDLE_S, stall_s=router.settings.client_stall_timeout_s)
     port = ApiPort(limits, router.metrics.stalled.inc)
     config = uvicorn.Config(
-        create_app(router),
+        AnswerHeaders(create_app(router)),
         host=router.settings.host,
         port=router.settings.port,
         log_level="warning",

@@ -169,9 +169,6 @@ class Metrics:
         )
         self._count_faults()
         self.weakened = Counter(series.ROUTER_WEAKENED, "Promises weakened by failovers", [series.WHAT], registry=r)
-        self.limited = Counter(
-            series.ROUTER_LIMITED, "Requests over a limit of their API key", [series.LIMIT], registry=r
-        )
         self.held = Counter(series.ROUTER_HELD, "Waits for a model that nobody served", [series.OUTCOME], registry=r)
         self.stalled = Counter(series.ROUTER_STALLED_CLIENTS, "Clients cut off for reading nothing", registry=r)
         self.prompt_tokens = Counter(series.ROUTER_PROMPT_TOKENS, "Prompt tokens served", registry=r)
@@ -211,6 +208,9 @@ class Metrics:
         self.failovers = Counter(series.ROUTER_FAILOVERS, "Attempts that failed", [series.REASON], registry=r)
         self.given_up = Counter(
             series.ROUTER_GIVEN_UP, "Workers that were given up, with their streams", [series.REASON], registry=r
+        )
+        self.limited = Counter(
+            series.ROUTER_LIMITED, "Requests over a limit of their API key", [series.LIMIT], registry=r
         )
         self.retry_waits = Counter(
             series.ROUTER_RETRY_WAITS, "Further attempts that waited for their budget", registry=r

@@ -138,12 +138,29 @@ def test_wrong_values_are_refused_by_name(value: str, word: str) -> None:
     assert word in done.stderr
 
 
+def _is_of_decisions(rule: Obj) -> bool:
+    """Return whether a rule is one of two: to read the key to the decisions, and to make it."""
+    by_name = (["disagg-operator-decisions"], ["get"])
+    return rule["resources"] == ["secrets"] and (rule.get("resourceNames", []), rule["verbs"]) in (
+        by_name,
+        ([], ["create"]),
+    )
+
+
+def test_the_key_to_the_decisions_is_in_the_operators_own_namespace() -> None:
+    for values in ("scalerOnly=true", "watchNamespaces={ml}"):
+        roles = [o for o in _objects("--set", values) for r in o.get("rules", []) if _is_of_decisions(r)]
+        assert [(o["kind"], o["metadata"]["name"], o["metadata"]["namespace"]) for o in roles] == [
+            ("Role", "disagg-operator-lease", "sys")
+        ] * 2
+
+
 @pytest.mark.parametrize("watched", ["", "watchNamespace=ml", "watchNamespaces={ml,research}"])
 def test_no_right_is_a_wildcard_and_secrets_are_never_listed(watched: str) -> None:
     for obj in _objects(*(["--set", watched] if watched else [])):
         for rule in obj.get("rules", []):
             assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
-            if "secrets" in rule["resources"]:
+            if "secrets" in rule["resources"] and not (obj["kind"] == "Role" and _is_of_decisions(rule)):
                 assert set(rule["verbs"]) == {"get", "create", "patch"}
 
 
@@ -182,11 +199,12 @@ def test_the_scaler_alone_may_create_no_pod_and_touch_no_other_kind_of_disagg() 
         ours = {resource for rule in rules if rule["apiGroups"] == ["disagg.dev"] for resource in rule["resources"]}
         assert ours == {"disaggscalers", "disaggscalers/status"}
         written = {resource for rule in rules if set(rule["verbs"]) - READING for resource in rule["resources"]}
+        written.remove("secrets")  # see _is_of_decisions
         assert written == {
             "disaggscalers/status", "deployments/scale", "statefulsets/scale", "leaderworkersets/scale",
             "disaggregatedsetrolescalers/scale", "configmaps", "events", "leases",
         }  # fmt: skip
-        (secrets,) = [rule for rule in rules if "secrets" in rule["resources"]]
+        (secrets,) = [rule for rule in rules if "secrets" in rule["resources"] and not _is_of_decisions(rule)]
         assert secrets["verbs"] == ["get"]
         container = _only(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
         assert load({e["name"]: e.get("value", "from the pod") for e in container["env"]}).scaler_only

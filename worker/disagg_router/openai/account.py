@@ -33,6 +33,8 @@ class Account:
         self._router = router
         self._endpoint = endpoint
         self.generations: list[Generation] = []
+        self.shown_id = "-"
+        """The ID in `x-request-id` of the answer."""
         self.relayed = False
         """Whether another service answers."""
         self.streams = False
@@ -115,14 +117,13 @@ class Account:
             if g.second_s:
                 generations.second_token(g.second_s - g.first_s)
 
-    @staticmethod
-    def _log(g: Generation) -> None:
+    def _log(self, g: Generation) -> None:
         prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
         log.info(
             "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%s"
-            " transfer_ms=%s attempts=%d queue_ms=%.1f reason=%s",
+            " transfer_ms=%s attempts=%d queue_ms=%.1f reason=%s id=%s",
             g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), g.tokens, 1e3 * g.ttft_s,
             "-" if g.trace.kv_bytes is None else g.trace.kv_bytes,
             "-" if g.trace.transfer_s is None else f"{1e3 * g.trace.transfer_s:.1f}",
-            g.trace.attempts, 1e3 * g.trace.queue_s, g.trace.reason,
+            g.trace.attempts, 1e3 * g.trace.queue_s, g.trace.reason, self.shown_id,
         )  # fmt: skip

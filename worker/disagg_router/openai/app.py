@@ -26,6 +26,7 @@ from disagg_router.dispatch.dispatcher import ModelReplaced
 from disagg_router.errors import ApiError
 from disagg_router.openai import body_errors, outcomes, schema
 from disagg_router.openai.account import Account
+from disagg_router.openai.answer_headers import SHOWN_ID
 from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
 from disagg_router.openai.body import loads
@@ -161,6 +162,7 @@ class Api:
         asker = Asker(quota.key.priority, share_of(tenant))
         with self._router.work() as work:
             work.callback(outcomes.followed(self._router, generations))
+            account.shown_id = request.scope.get(SHOWN_ID, "-")
             work.callback(lambda: account.over(streamed=bool(asked.stream)))
             for _ in range(self._router.settings.max_attempts):
                 try:

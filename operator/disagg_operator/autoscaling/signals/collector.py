@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from disagg_operator.autoscaling.signals import pod_facts
+from disagg_operator.autoscaling.signals.bounded_parsing import read_all
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target, parse_json_object
 from disagg_operator.autoscaling.signals.fold import Look
 from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.pod_facts import Starts
 from disagg_operator.autoscaling.signals.prometheus_access import METRICS_UNAVAILABLE, Access, Unreadable
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
-from disagg_operator.autoscaling.signals.reading import read_all
 from disagg_operator.autoscaling.signals.samples import Sample
 from disagg_operator.kube.pods import DeploymentPods, address_of, http_port, identity_of
 from disagg_operator.kube.resources import name_of, namespace_of

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from disagg_operator.autoscaling.signals.bounded_parsing import read_all
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target
 from disagg_operator.autoscaling.signals.engine_fold import EngineReport
 from disagg_operator.autoscaling.signals.engine_reports import report_of_page, reports_of_matrix
@@ -17,7 +18,6 @@ from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.prometheus_access import METRICS_UNAVAILABLE, Access, Unreadable
 from disagg_operator.autoscaling.signals.prometheus_query import MAX_AGE_S, pods_query
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
-from disagg_operator.autoscaling.signals.reading import read_all
 from disagg_operator.autoscaling.signals.samples import WANTED, Sample, from_matrix
 from disagg_operator.engines.contract import EngineMeter
 from disagg_operator.kube.pods import address_of, identity_of, is_ready

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from itertools import count
 
-from disagg_operator.autoscaling.signals.reading import read_all
+from disagg_operator.autoscaling.signals.bounded_parsing import read_all
 
 
 async def test_answers_are_read_on_threads_in_any_number() -> None:
