@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.operator.desired.golden import golden_files  # noqa: E402  (the path above comes first)
 
-from disagg_operator.alerts import rules  # noqa: E402
+from disagg_operator.alerts import rule_file  # noqa: E402
 from disagg_operator.api import crdgen  # noqa: E402
 from disagg_wire.version import semver  # noqa: E402
 from scripts import metrics_page, settings_page  # noqa: E402
@@ -53,7 +53,7 @@ def metrics_files() -> dict[Path, str]:
 
 def rule_files() -> dict[Path, str]:
     """Return the rules for Prometheus, which the chart puts into a PrometheusRule."""
-    return {ROOT / "helm/disagg/rules/disagg.rules.yaml": rules.as_text()}
+    return {ROOT / "helm/disagg/rules/disagg.rules.yaml": rule_file.as_text()}
 
 
 def probe_files() -> dict[Path, str]:

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from tests.operator.alerts import faults
 
-from disagg_operator.alerts import rules
+from disagg_operator.alerts import rule_file
 
 pytestmark = pytest.mark.apiserver
 FIRING = 'count by (alertname, namespace, window) (ALERTS{alertstate="firing"})'
 
 
-def promtool(folder: Path, *tests: dict[str, Any]) -> None:
+def promtool(folder: Path, *tests: dict[str, Any], every: str = "1m") -> None:
     """Run tests of the rules, which end with an assertion if one fails."""
-    (folder / "disagg.rules.yaml").write_text(rules.as_text())
-    content = {"rule_files": ["disagg.rules.yaml"], "evaluation_interval": "1m", "tests": list(tests)}
+    (folder / "disagg.rules.yaml").write_text(rule_file.as_text())
+    content = {"rule_files": ["disagg.rules.yaml"], "evaluation_interval": every, "tests": list(tests)}
     (folder / "tests.yaml").write_text(json.dumps(content))
     run = subprocess.run(
         ["promtool", "test", "rules", "tests.yaml"],
@@ -37,15 +37,15 @@ def promtool(folder: Path, *tests: dict[str, Any]) -> None:
 
 def firing(minute: int, *alerts: str) -> dict[str, Any]:
     """Expect exactly these alerts, each with the labels behind its name, once."""
-    samples = [
-        {"labels": f'{{alertname="Disagg{a.partition(",")[0]}"{a[len(a.partition(",")[0]) :]}}}', "value": 1}
-        for a in alerts
-    ]
+    samples = []
+    for alert in alerts:
+        name, comma, labels = alert.partition(",")
+        samples.append({"labels": f'{{alertname="Disagg{name}"{comma}{labels}}}', "value": 1})
     return {"expr": FIRING, "eval_time": f"{minute}m", "exp_samples": samples}
 
 
 def test_the_rules_are_valid(tmp_path: Path) -> None:
-    (tmp_path / "disagg.rules.yaml").write_text(rules.as_text())
+    (tmp_path / "disagg.rules.yaml").write_text(rule_file.as_text())
     subprocess.run(["promtool", "check", "rules", tmp_path / "disagg.rules.yaml"], check=True, timeout=60)
 
 
@@ -113,4 +113,5 @@ def test_a_budget_that_burns_slowly_is_a_warning(tmp_path: Path) -> None:
             {"interval": "5m", "input_series": burning(missed), "promql_expr_test": checks}
             for missed, checks in ((40, fast), (15, slow), (9, none), (0.001, few))
         ),
+        every="5m",
     )

@@ -10,20 +10,20 @@ import yaml
 from tests.operator.alerts.faults import FAULTS
 from tests.wire import registries
 
-from disagg_operator.alerts import objectives, rules
+from disagg_operator.alerts import objectives, rule_file
 from disagg_operator.alerts.alert import Alert
 
 REPO = Path(__file__).parents[3]
-ALERTS = {alert.full_name: alert for group in rules.alerts().values() for alert in group}
-RECORDED = {rule["record"] for group in rules.groups() for rule in group["rules"] if "record" in rule}
+ALERTS = {alert.full_name: alert for group in rule_file.alerts().values() for alert in group}
+RECORDED = {rule["record"] for group in rule_file.groups() for rule in group["rules"] if "record" in rule}
 # Labels that scrape configurations add.
 SCRAPED = {"namespace", "pod", "disagg_deployment", "disagg_pool", "le"}
 
 
 def test_the_text_is_the_rules_and_so_is_the_object() -> None:
-    assert yaml.safe_load(rules.as_text()) == {"groups": rules.groups()}
-    found = rules.prometheus_rule("disagg", "monitoring")
-    assert found["spec"]["groups"] == rules.groups()
+    assert yaml.safe_load(rule_file.as_text()) == {"groups": rule_file.groups()}
+    found = rule_file.prometheus_rule("disagg", "monitoring")
+    assert found["spec"]["groups"] == rule_file.groups()
     assert found["metadata"] == {"name": "disagg", "namespace": "monitoring"}
 
 
@@ -66,7 +66,7 @@ def test_every_series_in_an_expression_is_listed_and_has_the_labels() -> None:
         for name, found in registries.series(process()).items():
             labels[name] = labels.get(name, frozenset()) | found
     pages = listed()
-    for rule in (rule for group in rules.groups() for rule in group["rules"]):
+    for rule in (rule for group in rule_file.groups() for rule in group["rules"]):
         expression = rule["expr"].replace("disagg_deployment", "").replace("disagg_pool=", "pool_of_worker=")
         for name, matchers in re.findall(r"(?<![\w:])(disagg_\w+)(?:\{(.*?)\})?", expression):
             assert name in labels, expression
