@@ -114,8 +114,7 @@ def load_node(
         log.warning("this processor computes no CRC-32C: %s=%s is slow", WorkerVariable.TRANSFER_INTEGRITY, CRC32C)
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
     engine.on_starved = listener.recall
-    links.oldest_reservation.set_function(listener.oldest_s)
-    links.uses(interface)
+    links.uses(interface, listener.oldest_s)
     devices = worker.fabric[USABLE] if worker.fabric else ()
     nixl = nixl_side(engine.cache, s.transport, s.nixl_over_tcp, interface, devices, s.role)
     if nixl is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -45,7 +45,7 @@ class LinkMetrics:
             [series.INTERFACE],
             registry=registry,
         )
-        self.oldest_reservation = Gauge(
+        self._oldest_reservation = Gauge(
             series.WORKER_OLDEST_RESERVATION_AGE_SECONDS,
             "Age of the oldest reservation whose KV has not come yet; 0 without one",
             registry=registry,
@@ -71,7 +71,8 @@ class LinkMetrics:
         yield
         self._load_seconds.labels(phase).set(time.monotonic() - began_s)
 
-    def uses(self, interface: str) -> None:
-        """Tell the speed of the interface that KV goes over."""
+    def uses(self, interface: str, oldest_s: Callable[[], float]) -> None:
+        """Tell the speed of the interface that KV goes over, and the age of what waits for it."""
+        self._oldest_reservation.set_function(oldest_s)
         if interface and (speed := speed_bytes(interface)) is not None:
             self._speed.labels(interface).set(speed)
