@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.operator.desired.golden import golden_files  # noqa: E402  (the path above comes first)
 
+from disagg_operator.alerts import rule_file  # noqa: E402
 from disagg_operator.api import crdgen  # noqa: E402
 from disagg_wire.version import semver  # noqa: E402
 from scripts import metrics_page, settings_page  # noqa: E402
@@ -50,6 +51,11 @@ def metrics_files() -> dict[Path, str]:
     return {ROOT / "docs/metrics.md": metrics_page.page()}
 
 
+def rule_files() -> dict[Path, str]:
+    """Return the rules for Prometheus, which the chart puts into a PrometheusRule."""
+    return {ROOT / "helm/disagg/rules/disagg.rules.yaml": rule_file.as_text()}
+
+
 def probe_files() -> dict[Path, str]:
     """Return the probe of the network as a text, for the containers of other engines.
 
@@ -70,6 +76,7 @@ SOURCES: tuple[Callable[[], dict[Path, str]], ...] = (
     golden_files,
     settings_files,
     metrics_files,
+    rule_files,
 )
 
 

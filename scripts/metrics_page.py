@@ -8,10 +8,10 @@ from tests.wire import registries
 HEAD = """# Metrics
 
 Each process serves `/metrics`, as text or as OpenMetrics: routers and workers on the port named `http`, operators on
-`health`. [scrape.yaml](../examples/hpa/scrape.yaml) and [podmonitor.yaml](../examples/hpa/podmonitor.yaml) scrape all
-of them, and add `namespace`, `pod` and `disagg_deployment`, and `disagg_pool` for workers. The series of the operator
-have labels of the same names for the resource that they are about, so they are scraped with `honorLabels`. Each process
-also has the usual `process_*`. No label has the name of a request, user, address or pair of pods as its value.
+`health`. [scrape.yaml](../examples/hpa/scrape.yaml) and [podmonitor.yaml](../examples/hpa/podmonitor.yaml) scrape them,
+and add `namespace`, `pod` and `disagg_deployment`, and `disagg_pool` for workers. The series of the operator have
+labels of the same names for the resource that they are about, so they are scraped with `honorLabels`. Each process also
+has the usual `process_*`. No label has the name of a request, user, address or pair of pods as its value.
 
 This page is generated from the processes' registries by `make generate`; do not edit it.
 """

@@ -7,11 +7,14 @@ from tests.wire import registries
 
 from disagg_wire import series
 
-# The base name of an Info metric is no name of a series.
+# The base name of an Info metric is no name of a series, nor is that of a label.
 NAMES = {
     value
     for name, value in vars(series).items()
-    if name.isupper() and isinstance(value, str) and value.startswith("disagg_") and name != "WORKER_IDENTITY"
+    if name.isupper()
+    and isinstance(value, str)
+    and value.startswith("disagg_")
+    and name not in ("WORKER_IDENTITY", "DEPLOYMENT")
 }
 # All processes expose this one, each about itself.
 SHARED = {series.BUILD_INFO}

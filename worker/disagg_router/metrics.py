@@ -139,25 +139,7 @@ class Metrics:
         ProcessCollector(registry=r)
         build = build_labels("router")
         Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=r).labels(**build).set(1)
-        self.requests = Counter(
-            series.ROUTER_REQUESTS,
-            "API requests by answer; a stream that breaks has the status of its error",
-            [series.ENDPOINT, series.CODE],
-            registry=r,
-        )
-        self.running = Gauge(series.ROUTER_RUNNING_REQUESTS, "Requests under way", registry=r)
-        self.ttft = Histogram(
-            series.ROUTER_TTFT_SECONDS,
-            "Arrival to first token; or to the end of the wait, where none came in time or the client left before",
-            registry=r,
-            buckets=_LATENCY_S,
-        )
-        self.tpot = Histogram(
-            series.ROUTER_TPOT_SECONDS, "Time per output token after the first", registry=r, buckets=_PER_TOKEN_S
-        )
-        self.duration = Histogram(
-            series.ROUTER_REQUEST_SECONDS, "Arrival to the end, whatever became of it", registry=r, buckets=_REQUEST_S
-        )
+        self._count_requests()
         self.paths = Counter(
             series.ROUTER_REQUESTS_DISAGGREGATED, "Finished requests by path", [series.PATH], registry=r
         )
@@ -202,6 +184,28 @@ class Metrics:
         self._completions = Counter(series.ROUTER_COMPLETIONS, "Requests that ended with a whole answer", registry=r)
         self._completed = Counter(series.ROUTER_COMPLETED_TOKENS, "Their tokens", [series.KIND], registry=r)
         self._begin_at_zero()
+
+    def _count_requests(self) -> None:
+        r = self.registry
+        self.requests = Counter(
+            series.ROUTER_REQUESTS,
+            "API requests by answer; a stream that breaks has the status of its error",
+            [series.ENDPOINT, series.CODE],
+            registry=r,
+        )
+        self.running = Gauge(series.ROUTER_RUNNING_REQUESTS, "Requests under way", registry=r)
+        self.ttft = Histogram(
+            series.ROUTER_TTFT_SECONDS,
+            "Arrival to first token; or to the end of the wait, where none came in time or the client left before",
+            registry=r,
+            buckets=_LATENCY_S,
+        )
+        self.tpot = Histogram(
+            series.ROUTER_TPOT_SECONDS, "Time per output token after the first", registry=r, buckets=_PER_TOKEN_S
+        )
+        self.duration = Histogram(
+            series.ROUTER_REQUEST_SECONDS, "Arrival to the end, whatever became of it", registry=r, buckets=_REQUEST_S
+        )
 
     def _count_faults(self) -> None:
         r = self.registry

@@ -12,7 +12,6 @@ import os
 import secrets
 import sys
 import threading
-import time
 from collections.abc import Callable
 
 import uvloop
@@ -94,16 +93,15 @@ def load_node(
     worker.fabric = fabric_start.prepare(
         s.kv_interface, s.rdma_devices, s.kv_cache_bytes or _CACHE_BYTES, _INTERFACE_TIMEOUT_S, os.environ
     )
-    began_s = time.monotonic()
-    folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
-    links, found_s = worker.metrics.links, time.monotonic()
-    links.load_seconds.labels(series.DOWNLOAD).set(found_s - began_s)
+    links = worker.metrics.links
+    with links.loads(series.DOWNLOAD):
+        folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
     log.info("loading %s from %s", s.model_name, folder)
     tokenizer = tokenizer_files(folder)
-    engine = TorchEngine(
-        folder, engine_config(s), on_progress=worker.on_progress, on_lost=on_lost, step_record=step_record
-    )
-    links.load_seconds.labels(series.READ).set(time.monotonic() - found_s)
+    with links.loads(series.READ):
+        engine = TorchEngine(
+            folder, engine_config(s), on_progress=worker.on_progress, on_lost=on_lost, step_record=step_record
+        )
     host = (
         network_interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S)
         if s.kv_interface
@@ -116,8 +114,7 @@ def load_node(
         log.warning("this processor computes no CRC-32C: %s=%s is slow", WorkerVariable.TRANSFER_INTEGRITY, CRC32C)
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
     engine.on_starved = listener.recall
-    links.oldest_reservation.set_function(listener.oldest_s)
-    links.uses(interface)
+    links.uses(interface, listener.oldest_s)
     devices = worker.fabric[USABLE] if worker.fabric else ()
     nixl = nixl_side(engine.cache, s.transport, s.nixl_over_tcp, interface, devices, s.role)
     if nixl is not None:

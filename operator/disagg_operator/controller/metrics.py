@@ -21,8 +21,11 @@ from disagg_operator.controller.condition_metrics import ConditionMetrics
 from disagg_operator.controller.deployment_metrics import DeploymentMetrics, Objects
 from disagg_operator.vocabulary import Obj
 from disagg_wire import series
+from disagg_wire.roles import ROLES
 from disagg_wire.version import BUILD_INFO_HELP, build_labels
 
+# Whose drains are counted.
+COMPONENTS = (*ROLES, "router")
 # They would double the number of series.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -86,6 +89,8 @@ class Metrics:
             (series.COMPONENT,),
             registry=self.registry,
         )
+        for component in COMPONENTS:
+            self.drain_cut_requests.labels(component)
         self.scaling = ScalingMetrics(self.registry)
 
     def drain_ended(self, component: str, cut: int | None, killed: bool) -> None:

@@ -153,7 +153,7 @@ async def test_metrics_have_the_names_that_autoscaling_and_dashboards_read(tiny:
         assert families["disagg_worker_generated_tokens"].samples[0].value == 8
         assert all(sample.value > 0 for sample in families["disagg_worker_steps"].samples)
         labels = next(s.labels for f in families.values() for s in f.samples if s.name == "disagg_worker_info")
-        assert labels == {"role": "both", "incarnation": "both/boot", "model": "tiny", "interface": "lo"}
+        assert labels == {"role": "both", "model": "tiny", "interface": "lo", "transport": "tcp"}
 
 
 async def test_a_prompt_is_cached_for_its_tenant_and_the_metrics_tell(tiny: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -43,12 +45,12 @@ class LinkMetrics:
             [series.INTERFACE],
             registry=registry,
         )
-        self.oldest_reservation = Gauge(
+        self._oldest_reservation = Gauge(
             series.WORKER_OLDEST_RESERVATION_AGE_SECONDS,
             "Age of the oldest reservation whose KV has not come yet; 0 without one",
             registry=registry,
         )
-        self.load_seconds = Gauge(
+        self._load_seconds = Gauge(
             series.WORKER_LOAD_SECONDS,
             "How long the worker took to get its model: to download it if it must, and to read and warm it",
             [series.PHASE],
@@ -62,7 +64,15 @@ class LinkMetrics:
             added_s = self._spans[direction].note(now_s - seconds, now_s)
         self._busy.labels(direction).inc(added_s)
 
-    def uses(self, interface: str) -> None:
-        """Tell the speed of the interface that KV goes over."""
+    @contextlib.contextmanager
+    def loads(self, phase: str) -> Iterator[None]:
+        """Tell how long it takes until the block ends to get the model, or a part of that."""
+        began_s = time.monotonic()
+        yield
+        self._load_seconds.labels(phase).set(time.monotonic() - began_s)
+
+    def uses(self, interface: str, oldest_s: Callable[[], float]) -> None:
+        """Tell the speed of the interface that KV goes over, and the age of what waits for it."""
+        self._oldest_reservation.set_function(oldest_s)
         if interface and (speed := speed_bytes(interface)) is not None:
             self._speed.labels(interface).set(speed)

@@ -1,0 +1,1 @@
+"""The alerts and recording rules for Prometheus, which the chart and a plain file carry."""

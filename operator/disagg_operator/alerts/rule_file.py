@@ -1,0 +1,66 @@
+"""PURE: The files of rules: all alerts and recording rules, plain or as a PrometheusRule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from disagg_operator.alerts import causes, objectives
+from disagg_operator.alerts.alert import Alert
+
+HEAD = (
+    "# Recording rules and alerts of disagg for Prometheus, written by `make generate` from disagg_operator.alerts.\n"
+)
+
+
+def alerts() -> dict[str, list[Alert]]:
+    """Return all alerts by the group that they are evaluated in."""
+    return {
+        "disagg-objectives": objectives.alerts(),
+        "disagg-serving": causes.serving(),
+        "disagg-transfers": causes.transfers(),
+        "disagg-pools": causes.pools(),
+        "disagg-control": causes.control(),
+    }
+
+
+def groups() -> list[dict[str, Any]]:
+    """Return the content of a file of rules."""
+    recorded = {"disagg-objectives": objectives.recordings(), "disagg-transfers": causes.recordings()}
+    return [
+        {"name": name, "rules": [*recorded.get(name, ()), *(alert.rule() for alert in found)]}
+        for name, found in alerts().items()
+    ]
+
+
+def as_text() -> str:
+    """Return a file of rules as Prometheus reads it."""
+    return HEAD + "\n".join(_lines({"groups": groups()})) + "\n"
+
+
+def prometheus_rule(name: str, namespace: str) -> dict[str, Any]:
+    """Return all rules as an object of the Prometheus operator."""
+    meta = {"name": name, "namespace": namespace}
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": meta,
+        "spec": {"groups": groups()},
+    }
+
+
+def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:
+    """Return a mapping as lines of YAML, in the order that it has."""
+    out = []
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            out += [f"{indent}{name}:", *_lines(item, f"{indent}  ")]
+        elif isinstance(item, list):
+            out.append(f"{indent}{name}:")
+            for entry in item:
+                first, *rest = _lines(entry, f"{indent}  ")
+                out += [f"{indent}- {first.strip()}", *rest]
+        else:
+            out.append(f"{indent}{name}: {json.dumps(item, ensure_ascii=False)}")
+    return out
