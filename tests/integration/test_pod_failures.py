@@ -206,7 +206,7 @@ async def test_pools_of_two_engine_versions_are_a_reason_within_seconds(
                 await cluster.deployments_are_ready()
                 return bool((await cluster.condition("KVTransferReady"))["reason"] == reason)
 
-            await eventually("the pairs are healthy", lambda: is_told("PairsHealthy"), 30.0)
+            await eventually("the pairs are healthy", lambda: is_told("PairsHealthy"))
             pods.workers, pods.pairs = workers("0.32.0", "0.33.0"), {"expected": 0, "healthy": 0}
             await eventually("the versions", lambda: is_told("EngineMismatch"), KNOWN_WITHIN_S)
             found = await cluster.condition("Ready")
