@@ -30,7 +30,7 @@ PROGRAMS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg/e2e/programs
 test: setup     ## everything: lint, types, import rules, unit, integration, end to end
 	@test -d "$(PROGRAMS)" || $(MAKE) --no-print-directory cluster
 	@echo "lint, unit and integration tests run while the cluster starts; each part is shown when it has ended" >&2
-	@$(MAKE) --no-print-directory --jobs --output-sync=target cluster lint integration unit coverage
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target cluster lint integration unit coverage
 	@$(MAKE) --no-print-directory e2e
 
 test-fast: setup ## the part that takes under three minutes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +102,37 @@ async def test_a_canary_that_is_worse_goes_back_and_no_serving_worker_goes(life:
     assert _workers(life) == before
 
 
+async def _active(http: httpx.AsyncClient, router: str) -> int:
+    """Return how many requests a router has taken that are not answered yet."""
+    lines = (await http.get(f"{router}/metrics")).text.splitlines()
+    return int(sum(float(line.split()[-1]) for line in lines if line.startswith(f"{series.ROUTER_RUNNING_REQUESTS} ")))
+
+
+@contextlib.asynccontextmanager
+async def _long_answers(life: Cluster, url: str) -> AsyncIterator[None]:
+    """Run the block while the routers work on 24 long answers, which must all be whole."""
+    body = {"model": rig.MODEL, "prompt": "x" * 40, "max_tokens": 400, "ignore_eos": True}
+    async with httpx.AsyncClient(trust_env=False, timeout=120.0) as http:
+        asked = [asyncio.create_task(http.post(f"{url}/v1/completions", json=body)) for _ in range(24)]
+        addresses = [p["status"].get("podIP") for p in rig.pods(life, NAME, "router").values()]
+        routers = [f"http://{ip}:8080" for ip in addresses if ip]  # one that has just begun has taken nothing
+        async with asyncio.timeout(60):
+            while sum([await _active(http, router) for router in routers]) < len(asked):
+                await asyncio.sleep(0.05)
+        yield
+        answers = await asyncio.gather(*asked)
+    assert {a.status_code for a in answers} == {200}
+    assert {a.json()["usage"]["completion_tokens"] for a in answers} == {400}
+
+
 async def test_workers_that_leave_finish_first_and_are_called_back(life: Cluster, url: str) -> None:
     async with traffic(url, concurrency=6) as seen:
         life.kubectl("scale", f"dp/{NAME}-decode", "--replicas=3")
         await rig.until_ready(life, NAME, prefill=2, decode=3)
         three = _workers(life)
-        life.kubectl("scale", f"dp/{NAME}-decode", "--replicas=1")
-        life.kubectl("scale", f"dp/{NAME}-decode", "--replicas=3")
+        async with _long_answers(life, url):  # Each worker has some, so none has left before it is called back.
+            life.kubectl("scale", f"dp/{NAME}-decode", "--replicas=1")
+            life.kubectl("scale", f"dp/{NAME}-decode", "--replicas=3")
         await _more(seen)
         await rig.until_ready(life, NAME, prefill=2, decode=3)
         back = _workers(life)
@@ -133,24 +158,8 @@ async def test_at_zero_a_request_waits_and_wakes_both_pools(life: Cluster, url: 
     await _edit(life, scaling=None)
 
 
-async def _active(http: httpx.AsyncClient, router: str) -> int:
-    """Return how many requests a router has taken that are not answered yet."""
-    lines = (await http.get(f"{router}/metrics")).text.splitlines()
-    return int(sum(float(line.split()[-1]) for line in lines if line.startswith(f"{series.ROUTER_RUNNING_REQUESTS} ")))
-
-
 async def test_a_deployment_that_is_deleted_answers_what_it_has_taken(life: Cluster, url: str) -> None:
     """Requests that cannot connect any more were not taken."""
-    body = {"model": rig.MODEL, "prompt": "x" * 40, "max_tokens": 400, "ignore_eos": True}
-    async with httpx.AsyncClient(trust_env=False, timeout=120.0) as http:
-        asked = [asyncio.create_task(http.post(f"{url}/v1/completions", json=body)) for _ in range(24)]
-        addresses = [p["status"].get("podIP") for p in rig.pods(life, NAME, "router").values()]
-        routers = [f"http://{ip}:8080" for ip in addresses if ip]  # one that has just begun has taken nothing
-        async with asyncio.timeout(60):
-            while sum([await _active(http, router) for router in routers]) < len(asked):
-                await asyncio.sleep(0.05)
+    async with _long_answers(life, url):
         life.kubectl("delete", "dd", NAME, "--wait=false")
-        answers = await asyncio.gather(*asked)
-    assert {a.status_code for a in answers} == {200}
-    assert {a.json()["usage"]["completion_tokens"] for a in answers} == {400}
     await _until(life, "the pods are gone", lambda: not life.items("pods", f"disagg.dev/deployment={NAME}"))

@@ -18,10 +18,10 @@ import uvloop
 
 from disagg_router import settings
 from disagg_router.openai.app import create_app
-from disagg_router.openai.connections import connection_class
+from disagg_router.openai.connections import ApiPort, connection_class
 from disagg_router.router import Router
 from disagg_wire import drain_report, log_lines, termination_log
-from disagg_wire.connection_guard import ConnectionLimits, Port, raise_file_limit
+from disagg_wire.connection_guard import ConnectionLimits, raise_file_limit
 
 log = logging.getLogger("disagg_router")
 # Longer than proxies and clients keep idle connections, so that none is reused in the moment in
@@ -29,23 +29,42 @@ log = logging.getLogger("disagg_router")
 _IDLE_S = 75
 
 
-class _Server(uvicorn.Server):
+_CLOSE = (b"connection", b"close")
+# Requests that come in the time of grace make it longer, up to so many times as long.
+_MOST_GRACES = 6
+
+
+class RouterServer(uvicorn.Server):
     """A uvicorn server without signal handling, which would cut off running streams."""
+
+    def __init__(self, config: uvicorn.Config, port: ApiPort) -> None:
+        super().__init__(config)
+        self.port = port
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def close_connections(self) -> None:
+        """Close each connection with its next answer, so that its client finds another router."""
+        self.port.closing = True
+        if not self.config.loaded:
+            self.config.load()
+        for headers in (self.config.encoded_headers, self.server_state.default_headers):
+            headers.append(_CLOSE)
 
-async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None:
+
+async def _drain(router: Router, server: RouterServer, grace_s: float) -> None:
     log.info("draining: %d requests run", router.active)
     loop, cut = asyncio.get_running_loop(), 0
     telling = loop.create_task(termination_log.keep(lambda: drain_report.message_of(router.active)))
+    until_s = loop.time() + grace_s + router.settings.drain_s
+    server.close_connections()
     # The router is not ready from now on, but clients that have not noticed yet are still served.
-    await asyncio.sleep(grace_s)
+    await server.port.until_unasked(grace_s, min(_MOST_GRACES * grace_s, until_s - loop.time()))
     deserted = loop.create_task(router.answer_the_deserted())
     try:
-        async with asyncio.timeout(router.settings.drain_s):
+        async with asyncio.timeout_at(until_s):
             await router.idle.wait()
     except TimeoutError:
         await router.answer_the_held()
@@ -59,22 +78,23 @@ async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None
     server.should_exit = True
 
 
-def server_of(router: Router) -> uvicorn.Server:
+def server_of(router: Router) -> RouterServer:
     """Return the HTTP server of a router, not started."""
     most = raise_file_limit(router.settings.max_connections)
     limits = ConnectionLimits(most, idle_s=_IDLE_S, stall_s=router.settings.client_stall_timeout_s)
+    port = ApiPort(limits, router.metrics.stalled.inc)
     config = uvicorn.Config(
         create_app(router),
         host=router.settings.host,
         port=router.settings.port,
         log_level="warning",
         access_log=False,
-        http=connection_class(Port(limits, router.metrics.stalled.inc)),
+        http=connection_class(port),
         ws="none",
         timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=5,
     )
-    return _Server(config)
+    return RouterServer(config, port)
 
 
 async def serve(s: settings.Settings) -> int:

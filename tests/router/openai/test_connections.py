@@ -19,9 +19,9 @@ from starlette.types import ASGIApp
 from tests.router.test_upstream import ASKED, STREAMED, scripted, split
 from tests.wire.shapes import AMBIGUOUS, IN_CHUNKS, PLAIN
 
-from disagg_router.openai.connections import connection_class
+from disagg_router.openai.connections import ApiPort, connection_class
 from disagg_router.openai.streaming import SseResponse
-from disagg_wire.connection_guard import ConnectionLimits, Port
+from disagg_wire.connection_guard import ConnectionLimits
 
 LIMIT_S = 0.4
 PIECE = b"x" * (64 << 10)
@@ -64,7 +64,7 @@ async def serving(
 ) -> AsyncIterator[str]:
     """Serve an application; yields the URL. `stalls` gets an item for each client that is cut."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        http = connection_class(Port(ConnectionLimits(connections, stall_s=limit_s), lambda: stalls.append(1)))
+        http = connection_class(ApiPort(ConnectionLimits(connections, stall_s=limit_s), lambda: stalls.append(1)))
         config = uvicorn.Config(app, http=http, lifespan="off", log_level="warning", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve(sockets=[sock]))

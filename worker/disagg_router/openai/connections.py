@@ -8,6 +8,7 @@ asks it without end whether it reads now.
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import h11
@@ -16,6 +17,24 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from disagg_wire.connection_guard import ConnectionGuard, Port
 from disagg_wire.http_framing import chunk_problem, framing_problem, head_problem
+
+_API = b"/v1/"
+
+
+class ApiPort(Port):
+    """The port of the API. Once it is `closing`, each connection ends with the answer that runs."""
+
+    closing = False
+    asked_s = -math.inf
+    """When the last request for an answer came, by the clock of the event loop."""
+
+    async def until_unasked(self, quiet_s: float, most_s: float) -> None:
+        """Wait until no request has come for `quiet_s` seconds, but `most_s` seconds at most."""
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        # Nothing tells the end of a silence.
+        while (rest_s := min(max(began_s, self.asked_s) + quiet_s, began_s + most_s) - clock()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(rest_s)
 
 
 class _StrictBuffer(ReceiveBuffer):
@@ -38,9 +57,10 @@ class _StrictBuffer(ReceiveBuffer):
 class _StrictConnection(h11.Connection):
     """A parser that tells the guard of the connection how far a request has come."""
 
-    def __init__(self, guard: ConnectionGuard, most_bytes: int) -> None:
-        super().__init__(h11.SERVER, most_bytes)
+    def __init__(self, port: ApiPort, guard: ConnectionGuard) -> None:
+        super().__init__(h11.SERVER, port.limits.head_bytes)
         self._receive_buffer = _StrictBuffer()
+        self._port = port
         self._guard = guard
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
@@ -49,6 +69,8 @@ class _StrictConnection(h11.Connection):
             if problem := framing_problem(event.http_version, event.headers):
                 raise h11.RemoteProtocolError(problem)
             self._guard.head_came()
+            if event.target.startswith(_API):
+                self._port.asked_s = asyncio.get_running_loop().time()
         elif isinstance(event, h11.EndOfMessage):
             self._guard.request_came()
         return event
@@ -57,12 +79,12 @@ class _StrictConnection(h11.Connection):
 class _GuardedConnection(H11Protocol):
     """A connection that tells its guard what happens on it."""
 
-    port: Port
+    port: ApiPort
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._guard = ConnectionGuard(self.port, self.loop)
-        self.conn = _StrictConnection(self._guard, self.port.limits.head_bytes)
+        self.conn = _StrictConnection(self.port, self._guard)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
@@ -81,11 +103,13 @@ class _GuardedConnection(H11Protocol):
         self._guard.resumed()
 
     def on_response_complete(self) -> None:
+        if self.port.closing and self.conn.our_state is h11.DONE:  # Its head was sent before.
+            self.transport.close()
         super().on_response_complete()
         self._guard.answered()
 
 
-def connection_class(port: Port) -> type[H11Protocol]:
+def connection_class(port: ApiPort) -> type[H11Protocol]:
     """Return the class of the connections of a port."""
     members: dict[str, Any] = {"port": port}
     return type("GuardedConnection", (_GuardedConnection,), members)
