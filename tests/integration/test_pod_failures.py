@@ -192,7 +192,7 @@ async def test_pools_of_two_engine_versions_are_a_reason_within_seconds(
     def workers(prefill: str, decode: str) -> list[dict[str, str]]:
         both = {"prefill": f"vllm {prefill}", "decode": f"vllm {decode}"}
         more = {"state": "ready", "transport": "tcp", "interface": "eth0"}
-        return [{"pod": role, "role": role, "engine": engine, "compat": engine, **more} for role, engine in both.items()]
+        return [{"pod": role, "role": role, "engine": name, "compat": name, **more} for role, name in both.items()]
 
     port, pods = free_port(), Pods()
     pods.workers = workers("0.33.0", "0.33.0")
