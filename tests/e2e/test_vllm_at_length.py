@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -23,7 +23,8 @@ from kubectl import REPO, Cluster, conditions, is_true
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(1500)]
 NAME = demo.NAME
 _IMAGE_S, _START_S, _ROLLOUT_S = 1800, 300.0, 600.0
-_KNOWN_WITHIN_S = 5
+# Times of Kubernetes have no fractions, and the test looks about once a second.
+_KNOWN_WITHIN_S, _LOOK_S = 5, 3
 
 
 def _resource(**engine: Any) -> dict[str, Any]:
@@ -66,7 +67,8 @@ def test_an_engine_that_cannot_start_says_why_in_time(
     with_image: Cluster, args: list[str], reason: str, said: str
 ) -> None:
     resource = _resource(args=args)
-    resource["metadata"]["name"] = name = "broken"
+    # Pods of the case before, of the same name, might still be there and say why.
+    resource["metadata"]["name"] = name = f"broken-{reason.lower()}"
     rig.apply(with_image, resource)
     try:
 
@@ -75,6 +77,7 @@ def test_an_engine_that_cannot_start_says_why_in_time(
             return condition.get("reason") not in (None, "PodsPending", "NoPods") and said in condition["message"]
 
         with_image.wait("a reason", told, _START_S, detail=lambda: rig.diagnosis(with_image, name))
+        seen = datetime.now(UTC)  # the condition does not tell: its status was False before
         found = with_image.get("dd", name)
         condition = conditions(found)["PrefillReady"]
         assert condition["reason"] == reason
@@ -86,8 +89,8 @@ def test_an_engine_that_cannot_start_says_why_in_time(
             for state in (status["lastState"].get("terminated"), status["state"].get("terminated"))
             if state and status["name"] == "main"
         ]
-        known = datetime.fromisoformat(condition["lastTransitionTime"]) - datetime.fromisoformat(min(ended))
-        assert known.total_seconds() <= _KNOWN_WITHIN_S + 1  # times of Kubernetes have no fractions
+        known = seen - datetime.fromisoformat(min(ended))
+        assert known.total_seconds() <= _KNOWN_WITHIN_S + _LOOK_S
     finally:
         with_image.kubectl("delete", "dd", name, "--timeout=60s", timeout_s=90)
 
@@ -123,5 +126,5 @@ async def test_without_a_prefill_engine_decode_computes_the_prompt(chat: Cluster
         wanted = await rig.stream(client, prompt, 40)
         rig.kill_processes(pod["metadata"]["uid"], "vllm")
         answer = await rig.stream(client, prompt, 40)
-    assert answer.tokens == wanted.tokens
+    assert (answer.tokens, answer.trace["path"]) == (wanted.tokens, "local")
     await asyncio.to_thread(lambda: rig.wait_ready(chat, NAME, timeout_s=_START_S, prefill=1, decode=1))

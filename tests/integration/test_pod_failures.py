@@ -194,9 +194,7 @@ async def test_pools_of_two_engine_versions_are_a_reason_within_seconds(
     def workers(prefill: str, decode: str) -> list[dict[str, str]]:
         both = {"prefill": f"vllm {prefill}", "decode": f"vllm {decode}"}
         more = {"state": "ready", "transport": "tcp", "interface": "eth0"}
-        return [
-            {"pod": role, "role": role, "engine": engine, "compat": engine, **more} for role, engine in both.items()
-        ]
+        return [{"pod": role, "role": role, "engine": name, "compat": name, **more} for role, name in both.items()]
 
     port, pods = free_port(), Pods()
     pods.workers = workers("0.33.0", "0.33.0")
@@ -210,7 +208,7 @@ async def test_pools_of_two_engine_versions_are_a_reason_within_seconds(
                 await cluster.deployments_are_ready()
                 return bool((await cluster.condition("KVTransferReady"))["reason"] == reason)
 
-            await eventually("the pairs are healthy", lambda: is_told("PairsHealthy"), 30.0)
+            await eventually("the pairs are healthy", lambda: is_told("PairsHealthy"))
             pods.workers, pods.pairs = workers("0.32.0", "0.33.0"), {"expected": 0, "healthy": 0}
             await eventually("the versions", lambda: is_told("EngineMismatch"), KNOWN_WITHIN_S)
             found = await cluster.condition("Ready")

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from tests.ports import free_port
 
 from disagg_protocol.pulse import Pulse
