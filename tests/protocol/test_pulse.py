@@ -207,11 +207,13 @@ def test_a_reader_in_another_process_finds_what_was_written() -> None:
 
 
 async def test_a_process_without_descriptors_sends_no_beats_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(*_: object) -> None:
+    tries = []
+
+    def none_left(*how: object) -> None:
+        tries.append(how)
         raise OSError(errno.EMFILE, "too many open files")
 
-    tries = []
-    monkeypatch.setattr(socket, "socketpair", lambda *how: (tries.append(how), none_left()))
+    monkeypatch.setattr(socket, "socketpair", none_left)
     monkeypatch.setattr("disagg_protocol.pulse._RESTART_S", 0.0)
     pulse = Pulse()
     running = asyncio.create_task(pulse.run())

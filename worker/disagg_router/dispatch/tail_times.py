@@ -22,14 +22,13 @@ class TailTimes:
     """Learns from the times that it is told, and gives `factor` times their tail, and at least
     `least_s`, as the limit.
 
-    For a length of which little is known it gives that of the others: times grow with the length to
-    the power of `growth` at most, and do not shrink.
+    A length of which little is known has that of the next longer one: times do not shrink with it.
+    Those of shorter ones say nothing, since KV may wholly hide behind the computation there.
     """
 
-    def __init__(self, factor: float, least_s: float, growth: int = 1) -> None:
+    def __init__(self, factor: float, least_s: float) -> None:
         self._factor = factor
         self._least_s = least_s
-        self._growth = growth
         self._times: dict[int, deque[float]] = {}
 
     def note(self, tokens: int, seconds: float) -> None:
@@ -39,15 +38,11 @@ class TailTimes:
     def limit_s(self, tokens: int) -> float | None:
         """Return the limit for so many tokens; None if it is not known."""
         size = tokens.bit_length()
-        known = [n for n, times in self._times.items() if len(times) >= _ENOUGH]
-        tails = [
-            self._tail_s(n) * 2.0 ** (self._growth * max(0, size - n)) for n in ([size] if size in known else known)
-        ]
-        return max(self._least_s, self._factor * min(tails)) if tails else None
-
-    def _tail_s(self, size: int) -> float:
-        times = self._times[size]
-        return sorted(times)[int(_TAIL * len(times))]
+        known = [n for n, times in self._times.items() if n >= size and len(times) >= _ENOUGH]
+        if not known:
+            return None
+        times = self._times[min(known)]
+        return max(self._least_s, self._factor * sorted(times)[int(_TAIL * len(times))])
 
 
 @dataclass(slots=True)
@@ -56,7 +51,7 @@ class Tails:
     first token, how long the KV takes from then on, and how many may be given up.
     """
 
-    prompts: TailTimes = field(default_factory=lambda: TailTimes(1.5, 0.5, growth=2))
+    prompts: TailTimes = field(default_factory=lambda: TailTimes(1.5, 0.5))
     links: TailTimes = field(default_factory=lambda: TailTimes(3.0, 1.0))
     budget: RetryBudget = field(default_factory=lambda: RetryBudget(share=0.05, least_per_s=1.0, burst=3.0))
 
