@@ -100,7 +100,7 @@ async def test_a_refused_or_ending_resource_costs_no_look() -> None:
         reads.append(where[2])
         return await get(*where)
 
-    world.kube.get = counted  # type: ignore[method-assign]
+    world.kube.get = counted  # type: ignore[method-assign, assignment]
     assert not await world.look()
     world.cache.replace(DISAGG_DEPLOYMENT, [])
     assert not await world.look()
