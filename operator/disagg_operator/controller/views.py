@@ -2,8 +2,9 @@
 
 A run first reads from the cache. It may write status from that, and does nothing else: as soon as
 it finds something to do, it is broken off and repeated with everything read from the API server. So
-every other write to a resource that exists rests on a fresh read, and a resource with which all is
-well costs no call. A new resource, of which nothing exists yet, is created without a read.
+every other write to a resource that exists rests on a fresh read, and a run for a resource with
+which all is well costs no call. A new resource, of which nothing exists yet, is created without a
+read.
 
 What the cache says of a key is not believed after a failure, nor when a term begins, until
 everything has been listed.
