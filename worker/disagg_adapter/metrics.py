@@ -42,7 +42,7 @@ _WORK = {
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the adapter knows when it is scraped."""
+    """The state of the adapter when it is scraped."""
 
     readings: Readings
     work: Mapping[str, float]

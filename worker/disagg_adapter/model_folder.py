@@ -22,7 +22,7 @@ _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """What the files tell of the model."""
+    """The facts about the model that its files tell."""
 
     digest: str
     """A hash of the URI, the source revision, the configuration, the index, the tokenizer, and the

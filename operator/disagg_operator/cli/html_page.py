@@ -75,7 +75,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """How a page was made."""
+    """The way in which a page was made."""
 
     command: str
     profiles: Sequence[str] = field(default_factory=tuple)

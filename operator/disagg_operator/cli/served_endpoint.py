@@ -48,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What an endpoint says of itself."""
+    """The answers of an endpoint about itself."""
 
     model: str
     """The name or the path of the weights, or else the name by which the model is served."""

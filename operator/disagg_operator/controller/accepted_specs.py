@@ -21,7 +21,7 @@ _FIELD, _GENERATION = "spec", "generation"
 
 
 class AcceptedSpecs(Protocol):
-    """Where the last accepted specs are kept. Every method raises KubeError."""
+    """The store of the last accepted specs. Every method raises KubeError."""
 
     async def last(self, resource: Obj, children: Children) -> Obj | None:
         """Return the spec of exactly this resource that was accepted last, or None."""

@@ -42,7 +42,7 @@ Ask = Callable[[Target, Mapping[str, Any]], Awaitable[int | None]]
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a worker said last."""
+    """The last answer of a worker."""
 
     target: Target
     said: str = BUSY

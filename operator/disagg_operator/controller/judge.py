@@ -26,7 +26,7 @@ MULTUS_RETRY_S = 8.0
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What is to be done about a resource."""
+    """The decision about a resource."""
 
     plan: AcceptedDeployment
     """What is served: the spec as it is written, or the one that was accepted last."""

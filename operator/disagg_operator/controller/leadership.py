@@ -29,7 +29,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a candidate knows of the election."""
+    """A candidate's knowledge of the election."""
 
     version: str | None = None
     """The resourceVersion of the Lease when it was last seen; None if it did not exist."""

@@ -42,7 +42,7 @@ _SECRET_HOLDS_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is known of a resource and its children."""
+    """A resource and its children, as far as they are known."""
 
     resource: Obj | None
     children: Children

@@ -26,7 +26,7 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the API server has answered to a request."""
+    """The answer of the API server to a request."""
 
     status: int
     reason: str

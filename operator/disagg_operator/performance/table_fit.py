@@ -23,7 +23,7 @@ _LEAST_STEP_S = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """How long a worker computes, in seconds."""
+    """The time that a worker computes, in seconds."""
 
     prompt_s: Callable[[int], float]
     """The time of a prompt of a number of tokens alone."""

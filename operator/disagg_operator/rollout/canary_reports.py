@@ -23,7 +23,7 @@ Minutes = Mapping[int, Minute]
 
 @dataclass(frozen=True, slots=True)
 class RouterCounts:
-    """What a router has told of a trial."""
+    """The report of a router on a trial."""
 
     minutes: Minutes = field(default_factory=dict)
     through: int = -1
@@ -32,7 +32,7 @@ class RouterCounts:
 
 @dataclass(frozen=True, slots=True)
 class CanaryReports:
-    """What was told, by trial and router."""
+    """The reports, by trial and router."""
 
     told: Mapping[str, Mapping[str, RouterCounts]] = field(default_factory=dict)
     answering: frozenset[str] = frozenset()

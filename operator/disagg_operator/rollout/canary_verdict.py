@@ -68,13 +68,13 @@ class Comparison:
 
     @property
     def requests(self) -> int:
-        """How many requests of each there are."""
+        """The number of requests of each."""
         return min(self.new.requests, self.old.requests)
 
 
 @dataclass(frozen=True, slots=True)
 class CanaryRules:
-    """How long a revision is tried."""
+    """The time for which a revision is tried."""
 
     min_requests: int
     max_duration_s: float

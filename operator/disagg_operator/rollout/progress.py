@@ -28,7 +28,7 @@ def remembered(state: RolloutState) -> Progress | None:
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """What is known of the cluster's devices, by kind."""
+    """The known devices of the cluster, by kind."""
 
     held: Mapping[str, int]
     """The most that pods on nodes have held."""

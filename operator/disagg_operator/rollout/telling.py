@@ -17,7 +17,7 @@ INSUFFICIENT, STALLED, ROLLED_BACK = "InsufficientCapacity", "ProgressDeadlineEx
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How far a rollout is."""
+    """The progress of a rollout."""
 
     done: bool
     proven: bool

@@ -105,7 +105,7 @@ class RolloutState:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRules:
-    """How a deployment is rolled out. The mappings are by role."""
+    """The way in which a deployment is rolled out. The mappings are by role."""
 
     surge: Mapping[str, int]
     """Workers beyond the size of the pool."""
@@ -128,7 +128,7 @@ class RolloutRules:
 
 @dataclass(frozen=True, slots=True)
 class RolloutView:
-    """What status says of a rollout."""
+    """The part of status about a rollout."""
 
     reason: str
     message: str

@@ -53,7 +53,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Spared:
-    """What has been seen of a deployment so far."""
+    """The observations of a deployment so far."""
 
     counters: Mapping[str, PromptTokens] = field(default_factory=dict)
     """The last counters of each decode worker."""

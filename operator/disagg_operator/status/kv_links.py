@@ -31,7 +31,7 @@ ALL = (*TRANSPORTS, UNKNOWN)
 
 @dataclass(frozen=True, slots=True)
 class WorkerLink:
-    """How one worker reports that it moves KV."""
+    """The report of one worker on how it moves KV."""
 
     pod: str
     """The name of its pod."""

@@ -40,7 +40,7 @@ class PoolNeeds:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What is known of the network of a deployment."""
+    """The known facts about the network of a deployment."""
 
     namespace: str
     pools: Mapping[str, PoolNeeds]

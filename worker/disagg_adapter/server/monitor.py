@@ -24,7 +24,7 @@ _BETWEEN_PROBES_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long the engine may be silent, in seconds."""
+    """The times for which the engine may be silent, in seconds."""
 
     poll_s: float
     """Between two looks."""
@@ -38,7 +38,7 @@ class Patience:
 
 @dataclass(slots=True)
 class Health:
-    """What is known of the engine."""
+    """The known state of the engine."""
 
     identity: Identity | None = None
     """None while it does not serve."""

@@ -52,7 +52,7 @@ def work_of(request: DecodeRequest | PrefillRequest) -> Work:
 
 
 class Host(Protocol):
-    """What jobs need of the adapter that runs them."""
+    """The parts of an adapter that its jobs need."""
 
     settings: Settings
     engine: Engine

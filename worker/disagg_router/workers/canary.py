@@ -19,7 +19,7 @@ Ask = Callable[[Sequence[Worker], Collection[str]], Choice | None]
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """What the operator says of the revisions, by pool."""
+    """The operator's word on the revisions, by pool."""
 
     words: Mapping[str, CanaryWord]
 

@@ -12,7 +12,7 @@ OutcomeT = TypeVar("OutcomeT")
 
 @dataclass(slots=True)
 class Isolated(Generic[ItemT, OutcomeT]):
-    """What became of a step."""
+    """The outcome of a step."""
 
     done: list[ItemT] = field(default_factory=list)
     """The items that were computed."""

@@ -29,7 +29,7 @@ _POSSIBLE = [[0, *more] for n in range(MAX_CONNECTIONS) for more in combinations
 
 
 class Intake:
-    """What the connections of one transfer have in common."""
+    """The state that the connections of one transfer share."""
 
     def __init__(
         self,

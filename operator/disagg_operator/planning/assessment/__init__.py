@@ -1,1 +1,1 @@
-"""What runs today: its workload, whether prefill disturbs decode in it, and a plan beside it."""
+"""Assessment of what runs today: its workload, whether prefill disturbs decode, and a plan for it."""

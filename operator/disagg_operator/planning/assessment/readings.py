@@ -36,7 +36,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class WatchWindow:
-    """What one worker did between two looks at it."""
+    """The work of one worker between two looks at it."""
 
     worker: str
     at_s: float
