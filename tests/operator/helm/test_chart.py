@@ -20,6 +20,7 @@ from tests.integration.apiserver import program_path
 from tests.operator.api.resources import Obj
 from tests.operator.desired.facts import FACTS
 
+from disagg_operator.alerts import rule_file
 from disagg_operator.api import parse_file
 from disagg_operator.api.namespace_policy import NamespacePolicy, Permission
 from disagg_operator.desired import render
@@ -221,6 +222,25 @@ def test_the_kinds_that_are_scaled_can_be_chosen() -> None:
     values = "scaler.targets[0].apiGroups={x.dev},scaler.targets[0].resources={graphs}"
     rules = [rule for role in _granted(_objects("--set", values)) for rule in role["rules"]]
     assert {"apiGroups": ["x.dev"], "resources": ["graphs/scale"], "verbs": ["get", "patch"]} in rules
+
+
+def test_rules_for_prometheus_are_there_where_their_kind_is_known_and_they_are_wanted() -> None:
+    wanted = ("--set", "monitoring.rules.enabled=true")
+    more = (
+        "--set",
+        "monitoring.rules.labels.release=kps",
+        "--set",
+        "monitoring.rules.runbookBase=https://example.com/r/",
+    )
+    known = ("--api-versions", "monitoring.coreos.com/v1")
+    for arguments in ((), wanted, known):
+        assert "PrometheusRule" not in {o["kind"] for o in _objects(*arguments)}
+    rule = _only(_objects(*wanted, *known), "PrometheusRule")
+    assert rule["spec"] == rule_file.prometheus_rule("disagg-operator", "sys")["spec"]
+    linked = _only(_objects(*wanted, *known, *more), "PrometheusRule")
+    assert linked["metadata"]["labels"]["release"] == "kps"
+    links = [r["annotations"]["runbook_url"] for g in linked["spec"]["groups"] for r in g["rules"] if "alert" in r]
+    assert all(link.startswith("https://example.com/r/Disagg") for link in links)
 
 
 def _apply(client: httpx.Client, obj: Obj, user: str | None, path: str) -> httpx.Response:

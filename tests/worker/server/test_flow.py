@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,14 @@ async def test_both_streams_tell_what_moved(tiny: Path) -> None:
         assert moved["exposed_s"] >= 0
         received = (await p.decode.http.get("/metrics")).text
         assert f'disagg_kv_transfer_bytes_total{{direction="received"}} {float(moved["kv_bytes"])}' in received
-        assert "disagg_kv_transfer_exposed_seconds_count 1.0" in (await p.prefill.http.get("/metrics")).text
+        sent = (await p.prefill.http.get("/metrics")).text
+        assert "disagg_kv_transfer_exposed_seconds_count 1.0" in sent
+        for direction, page, other in (("received", received, sent), ("sent", sent, received)):
+            counted = f'disagg_kv_transfer_seconds_count{{direction="{direction}"}} 1.0'
+            assert counted in page
+            assert counted not in other
+            busy = re.findall(rf'disagg_kv_link_busy_seconds_total{{direction="{direction}"}} (\S+)', page)
+            assert float(busy[0]) > 0
 
 
 async def test_after_a_failover_the_stream_goes_on_where_it_was(tiny: Path) -> None:

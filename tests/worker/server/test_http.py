@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,8 @@ async def test_metrics_have_the_names_that_autoscaling_and_dashboards_read(tiny:
         assert families["disagg_worker_prompt_tokens"].samples[0].value == 20
         assert families["disagg_worker_generated_tokens"].samples[0].value == 8
         assert all(sample.value > 0 for sample in families["disagg_worker_steps"].samples)
+        (progress,) = families["disagg_worker_progress_timestamp_seconds"].samples
+        assert abs(time.time() - progress.value) < 60
         labels = next(s.labels for f in families.values() for s in f.samples if s.name == "disagg_worker_info")
         assert labels == {"role": "both", "model": "tiny", "interface": "lo", "transport": "tcp"}
 
