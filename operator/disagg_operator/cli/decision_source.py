@@ -18,10 +18,10 @@ from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import Forbidden, KubeError
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, POD, SECRET, name_of, namespace_of
 from disagg_operator.vocabulary import Obj
+from disagg_wire.environment import OperatorVariable
 from disagg_wire.ports import OPERATOR_HEALTH_PORT
 
 _OPERATOR = "app.kubernetes.io/name=disagg-operator"
-_LEASE_NAME = "DISAGG_LEASE_NAME"
 _SCALER = "scaler/"
 # An operator asks for the Secret no more often than this.
 _READ_AGAIN_S = 5.0
@@ -132,7 +132,7 @@ async def _page(kube: HttpKube, pod: Obj, path: str) -> str:
 def _lease_name(pod: Obj) -> str:
     containers = (pod.get("spec") or {}).get("containers") or []
     given = {e.get("name"): e.get("value") for c in containers for e in c.get("env") or []}
-    return str(given.get(_LEASE_NAME) or "disagg-operator")
+    return str(given.get(OperatorVariable.LEASE_NAME) or "disagg-operator")
 
 
 async def _fetch(namespace: str | None, name: str) -> str:
