@@ -115,8 +115,8 @@ async def test_f16_killed_in_a_drain_busy_workers_stay_and_the_same_ones_go(
         async def shrunk() -> bool:
             return await cluster.replicas("decode") == (1, 1)
 
-        await killed_at_writes(api, cluster, tmp_path, 1, carried_out=False, done=shrunk)
-        await killed_at_writes(api, cluster, tmp_path, 2, carried_out=True, done=shrunk)
+        await killed_at_writes(api, cluster, tmp_path, 1, carried_out=True, done=shrunk)
+        await killed_at_writes(api, cluster, tmp_path, 2, carried_out=False, done=shrunk)
         assert {pod["metadata"]["name"] for pod in await marked(cluster)} == going
     finally:
         await pods.stop()
