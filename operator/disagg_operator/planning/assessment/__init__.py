@@ -1,1 +1,1 @@
-"""Assessment of what runs today: its workload, whether prefill disturbs decode, and a plan for it."""
+"""Assessment of what runs today: its workload, whether prefill disturbs decode, and a plan."""
