@@ -49,8 +49,9 @@ class Operator:
             await task
 
     def lines(self) -> set[str]:
+        """Return the series of drains that are not 0."""
         text = self.metrics.text().decode()
-        return {line for line in text.splitlines() if "_drain" in line and line[0] != "#" and "_created" not in line}
+        return {line for line in text.splitlines() if "_drain" in line and line[0] != "#" and not line.endswith(" 0.0")}
 
 
 def cluster(*pods: Obj) -> FakeKube:
