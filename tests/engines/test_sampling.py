@@ -38,25 +38,28 @@ async def test_parameters_formats_and_cache_reach_the_engines(tmp_path: Path) ->
     compact = ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}))
     async with served(tmp_path, PREFILL, DECODE, more=compact) as stack, vllm(tmp_path, BOTH) as alone:
         await alone.wait_ready()
-        prompt, other = prompts(6, longest=300, seed=23)[1:3]
+        other, *candidates = prompts(12, longest=300, seed=23)[1:]
 
-        async def wanted(**sampling: Any) -> dict[str, Any]:
+        async def wanted(prompt: list[int], **sampling: Any) -> dict[str, Any]:
             own = {"temperature": 0.0, "max_tokens": NEW_TOKENS, "ignore_eos": True, "detokenize": False} | sampling
             found: dict[str, Any] = (await alone.generate(prompt, NEW_TOKENS, sampling_params=own))["choices"][0]
             return found
 
-        plain = (await stack.ask(prompt, NEW_TOKENS)).tokens
+        async def changed_by_each(prompt: list[int]) -> bool:
+            plain = (await wanted(prompt))["token_ids"]
+            return all([(await wanted(prompt, **penalty))["token_ids"] != plain for penalty in PENALTIES])
+
+        prompt, *_ = [p for p in candidates if await changed_by_each(p)]
         for penalty in PENALTIES:
-            answer = await stack.ask(prompt, NEW_TOKENS, **penalty)
-            assert (answer.error, answer.tokens) == (None, pieces((await wanted(**penalty))["token_ids"])), penalty
-            assert answer.tokens != plain, penalty
+            answer, own = await stack.ask(prompt, NEW_TOKENS, **penalty), await wanted(prompt, **penalty)
+            assert (answer.error, answer.tokens) == (None, pieces(own["token_ids"])), penalty
 
         biased = await stack.ask(prompt, NEW_TOKENS, logit_bias={"77": 100})
         assert biased.tokens == pieces([77] * NEW_TOKENS)
         ended = await completion(stack, prompt, NEW_TOKENS, logit_bias={str(EOS): 100})
         assert (ended["choices"][0]["text"], ended["choices"][0]["finish_reason"]) == ("", "stop")
 
-        await _log_probabilities(stack, prompt, await wanted(logprobs=3))
+        await _log_probabilities(stack, prompt, await wanted(prompt, logprobs=3))
         await _formats(stack, prompt)
         await _cache(stack, other)
 
