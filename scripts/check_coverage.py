@@ -42,8 +42,8 @@ MORE_TESTS: Mapping[str, tuple[str, ...]] = {
         ("tests/operator/rollout/test_planner.py", "tests/operator/rollout/test_rollout_properties.py"),
     ),
     **dict.fromkeys(
-        (f"disagg_operator.alerts.{name}" for name in ("alert", "causes", "objectives")),
-        ("tests/operator/alerts/test_rule_file.py",),
+        (f"disagg_operator.status.alerts.{name}" for name in ("alert", "causes", "objectives")),
+        ("tests/operator/status/alerts/test_rule_file.py",),
     ),
     "disagg_operator.autoscaling.signals.pool_sums": ("tests/operator/autoscaling/signals/test_fold.py",),
     "disagg_operator.controller.replicas": ("tests/operator/controller/test_zero_decision.py",),

@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.operator.desired.golden import golden_files  # noqa: E402  (the path above comes first)
 
-from disagg_operator.alerts import rule_file  # noqa: E402
 from disagg_operator.api import crdgen  # noqa: E402
+from disagg_operator.status.alerts import rule_file  # noqa: E402
 from disagg_wire.version import semver  # noqa: E402
 from scripts import metrics_page, settings_page  # noqa: E402
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.operator.alerts import faults
+from tests.operator.status.alerts import faults
 
-from disagg_operator.alerts import rule_file
+from disagg_operator.status.alerts import rule_file
 
 pytestmark = pytest.mark.apiserver
 FIRING = 'count by (alertname, namespace, window) (ALERTS{alertstate="firing"})'

@@ -20,12 +20,12 @@ from tests.integration.apiserver import program_path
 from tests.operator.api.resources import Obj
 from tests.operator.desired.facts import FACTS
 
-from disagg_operator.alerts import rule_file
 from disagg_operator.api import parse_file
 from disagg_operator.api.namespace_policy import NamespacePolicy, Permission
 from disagg_operator.desired import render
 from disagg_operator.kube.resources import CONFIG_MAP, OWNED, PERSISTENT_VOLUME_CLAIM, SECRET, resource_of
 from disagg_operator.settings import load
+from disagg_operator.status.alerts import rule_file
 
 pytestmark = pytest.mark.apiserver
 

@@ -6,12 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from disagg_operator.alerts import causes, objectives
-from disagg_operator.alerts.alert import Alert
+from disagg_operator.status.alerts import causes, objectives
+from disagg_operator.status.alerts.alert import Alert
 
-HEAD = (
-    "# Recording rules and alerts of disagg for Prometheus, written by `make generate` from disagg_operator.alerts.\n"
-)
+HEAD = "# Recording rules and alerts of disagg for Prometheus, written by `make generate` from code.\n"
 
 
 def alerts() -> dict[str, list[Alert]]:

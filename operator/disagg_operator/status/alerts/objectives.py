@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from disagg_operator.alerts.alert import PAGE, TICKET, Alert, D
+from disagg_operator.status.alerts.alert import PAGE, TICKET, Alert, D
 from disagg_wire import series
 
 # The share of requests that may miss their objective.

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.operator.alerts.faults import FAULTS
+from tests.operator.status.alerts.faults import FAULTS
 from tests.wire import registries
 
-from disagg_operator.alerts import objectives, rule_file
-from disagg_operator.alerts.alert import Alert
+from disagg_operator.status.alerts import objectives, rule_file
+from disagg_operator.status.alerts.alert import Alert
 
-REPO = Path(__file__).parents[3]
+REPO = Path(__file__).parents[4]
 ALERTS = {alert.full_name: alert for group in rule_file.alerts().values() for alert in group}
 RECORDED = {rule["record"] for group in rule_file.groups() for rule in group["rules"] if "record" in rule}
 # Labels that scrape configurations add.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from disagg_operator.alerts.alert import OF_POOL, PAGE, Alert, D, condition, highest, quantile, rate, total
+from disagg_operator.status.alerts.alert import OF_POOL, PAGE, Alert, D, condition, highest, quantile, rate, total
 from disagg_wire import series as s
 
 GOODPUT = "disagg:kv_transfer_goodput_bytes:rate5m"
