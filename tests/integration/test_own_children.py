@@ -54,7 +54,7 @@ async def resting(server: ApiServer, cluster: Cluster, tmp_path: Path) -> AsyncI
         async def rests() -> bool:
             nonlocal last
             before, last = last, (
-                await running.metric("disagg_operator_api_writes"),
+                await running.metric("disagg_operator_api_writes_total"),
                 await running.metric("disagg_operator_reconcile_seconds_count"),
             )  # fmt: skip
             return last == before and last[0] > 0 and (await cluster.condition("Accepted"))["status"] == "True"

@@ -47,6 +47,7 @@ NOT_RUN = {
     ("docs/rollouts.md", "Canary: canary:"): "what the condition says in the middle of a canary",
     ("docs/permissions.md", "spec.decode.podTemplate.spec.hostNetwork:"): "what a condition says",
     ("docs/networks.md", "apiVersion: resource.k8s.io/v1"): "is dry-run by test_golden_on_apiserver.py",
+    ("docs/operator.md", '{"keys": ['): "a file of API keys, which tests/router/test_key_file.py reads",
     ("docs/permissions.md", "policy:"): "values of the chart, which tests/operator/test_policy.py reads",
 }
 CONTENT: dict[str, Obj] = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,13 @@ def test_the_plain_form_is_keys_without_limits_each_once() -> None:
     keys = parse(" a\n\nb a\tc\n")
     assert [k.key for k in keys] == ["a", "b", "c"]
     assert all(k.priority == 0 and not k.limits.model_dump(exclude_none=True) for k in keys)
+
+
+def test_the_file_of_the_page_is_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs/operator.md").read_text()
+    (block,) = re.findall(r"```json\n(\{\"keys\".*?)```", page, re.DOTALL)
+    first, second = parse(block)
+    assert (first.limits.concurrency, second.priority) == (32, -10)
 
 
 def test_the_form_with_limits() -> None:
