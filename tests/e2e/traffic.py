@@ -80,7 +80,8 @@ async def traffic(
                     continue
                 out.failures.append(f"{type(error).__name__}: {error}")
             except openai.OpenAIError as error:
-                out.failures.append(f"{type(error).__name__}: {error}")
+                cause = f" ({error.__cause__!r})" if error.__cause__ is not None else ""
+                out.failures.append(f"{type(error).__name__}: {error}{cause}")
                 await asyncio.sleep(0.2)  # a dead server must not be hammered
             else:
                 out.answers.append(answer)

@@ -47,8 +47,11 @@ class RouterServer(uvicorn.Server):
         yield
 
     def close_connections(self) -> None:
-        """Close each connection with its next answer, so that its client finds another router."""
-        self.port.closing = True
+        """Close each connection with its next answer, so that its client finds another router.
+
+        One whose answer has begun is closed with the answer after that: its client does not know
+        yet, and may be about to ask again.
+        """
         if not self.config.loaded:
             self.config.load()
         for headers in (self.config.encoded_headers, self.server_state.default_headers):

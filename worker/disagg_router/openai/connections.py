@@ -23,9 +23,8 @@ _API = b"/v1/"
 
 
 class ApiPort(Port):
-    """The port of the API. Once it is `closing`, each connection ends with the answer that runs."""
+    """The port of the API, which knows when clients still come."""
 
-    closing = False
     asked_s = -math.inf
     """When the last request for an answer came, by the clock of the event loop."""
 
@@ -85,11 +84,6 @@ class _ClientConnection(GuardedConnection, H11Protocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.conn = _StrictConnection(self.port, self._guard)
-
-    def on_response_complete(self) -> None:
-        if self.port.closing and self.conn.our_state is h11.DONE:  # Its head was sent before.
-            self.transport.close()
-        super().on_response_complete()
 
 
 def connection_class(port: ApiPort) -> type[H11Protocol]:
