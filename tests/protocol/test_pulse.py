@@ -114,18 +114,23 @@ async def test_a_process_that_is_stopped_sends_none_until_it_goes_on() -> None:
         await one.beat()
 
 
+async def _is_replaced(one: Beating) -> None:
+    """Wait until the connection ends and another process sends beats on a new one."""
+    async with asyncio.timeout(LIMIT_S):
+        while await one.reader.read(4096):
+            pass
+        while True:
+            with contextlib.suppress(AssertionError, OSError):
+                await one.connect()
+                await one.beat()
+                break
+
+
 async def test_the_process_that_beats_ends_with_the_worker_and_is_replaced_if_it_dies() -> None:
     async with beating() as one:
         await one.beat()
         os.kill(one.beats_pid, signal.SIGKILL)
-        async with asyncio.timeout(LIMIT_S):
-            while await one.reader.read(4096):
-                pass
-            while True:
-                with contextlib.suppress(AssertionError, OSError):
-                    await one.connect()
-                    await one.beat()
-                    break
+        await _is_replaced(one)
         children = Path(f"/proc/{one.process.pid}/task/{one.process.pid}/children").read_text().split()
         (pid,) = (int(child) for child in children)
         assert pid != one.beats_pid
@@ -139,14 +144,7 @@ async def test_a_process_that_beats_and_is_stopped_alone_is_replaced() -> None:
     async with beating() as one:
         await one.beat()
         os.kill(one.beats_pid, signal.SIGSTOP)
-        async with asyncio.timeout(LIMIT_S):
-            while await one.reader.read(4096):
-                pass
-            while True:
-                with contextlib.suppress(AssertionError, OSError):
-                    await one.connect()
-                    await one.beat()
-                    break
+        await _is_replaced(one)
         assert is_stopped(one.beats_pid)  # It is gone.
 
 
