@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from disagg_operator.kube.connections import Connections, Reply, Unanswered
+from disagg_operator.kube.connections import Connections, NotSent, Reply, Unanswered
 from disagg_operator.kube.credentials import Credentials
 from disagg_operator.kube.errors import (
     FieldError,
@@ -294,14 +294,19 @@ class HttpKube:
         if body is not None:
             headers["Content-Type"] = content_type
             content = json.dumps(body).encode()  # JSON is valid YAML, so an apply patch may be JSON
-        # This is asked just before each attempt: a process that was stopped in between must not go
-        # on as if no time had passed.
-        within_s = math.inf if verb == "GET" else self.write_within_s()
-        if within_s <= 0:
-            raise NotLeading(f"{what}: not sent, because another operator may lead")
+
+        # This is asked before each attempt, and once more when its connection is there: a process
+        # that was stopped in between must not go on as if no time had passed.
+        def within_s() -> float:
+            return math.inf if verb == "GET" else self.write_within_s()
+
         try:
-            async with asyncio.timeout(None if math.isinf(within_s) else within_s):
-                answer = await self._connections.send(verb, path, params, content, headers)
+            if (limit_s := within_s()) <= 0:
+                raise NotSent
+            async with asyncio.timeout(None if math.isinf(limit_s) else limit_s):
+                answer = await self._connections.send(verb, path, params, content, headers, lambda: within_s() > 0)
+        except NotSent:
+            raise NotLeading(f"{what}: not sent, because another operator may lead") from None
         except Unanswered as error:
             raise Retry(f"{what}: {error}") from error
         if answer.status < 300:

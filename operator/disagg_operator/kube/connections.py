@@ -6,11 +6,13 @@ client is what most of the operator's time goes into.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import BytesPayload
 from yarl import URL
 
 from disagg_operator.kube.credentials import Credentials
@@ -22,6 +24,10 @@ _CONNECT_S = 5.0
 
 class Unanswered(Exception):
     """Raised when a connection can't be made, or breaks before the answer is complete."""
+
+
+class NotSent(Exception):
+    """Raised when a request was no longer allowed when it could have been sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,22 @@ class Reply:
     @property
     def text(self) -> str:
         return self.body.decode(errors="replace")
+
+
+class _LastMoment(BytesPayload):
+    """A body that is sent, and the head with it, only if that is still allowed at that moment.
+
+    A request waits for its connection before it is sent, and the process may be stopped meanwhile.
+    """
+
+    def __init__(self, content: bytes, may_send: Callable[[], bool]) -> None:
+        super().__init__(content)
+        self._may_send = may_send
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        if not self._may_send():
+            raise NotSent("it was too late when the connection was there")
+        await super().write_with_length(writer, content_length)
 
 
 class Connections:
@@ -61,8 +83,12 @@ class Connections:
         params: Mapping[str, str] | None = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        may_send: Callable[[], bool] = lambda: True,
     ) -> Reply:
         """Send a request and return the answer, whatever its status. Raises Unanswered.
+
+        A request with a content raises NotSent, and nothing of it is sent, unless `may_send` holds
+        in the very moment in which it would be.
 
         It waits for an answer without an end: the caller has a deadline.
         """
@@ -70,10 +96,13 @@ class Connections:
         # The path is made of checked names, and anything else would be quoted by its author.
         url = URL(f"{self._server}{path}{query}", encoded=True)
         sent = {**(headers or {}), **self._credentials.headers()}
+        body = None if content is None else _LastMoment(content, may_send)
         try:
-            async with self._open().request(verb, url, data=content, headers=sent, allow_redirects=False) as got:
+            async with self._open().request(verb, url, data=body, headers=sent, allow_redirects=False) as got:
                 return Reply(got.status, got.reason or "", got.headers.get("Retry-After"), await got.read())
         except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error.__cause__, NotSent):
+                raise error.__cause__ from None
             raise Unanswered(type(error).__name__) from error
 
     def _open(self) -> aiohttp.ClientSession:

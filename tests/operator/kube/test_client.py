@@ -74,11 +74,30 @@ async def test_a_write_is_not_tried_again_once_another_operator_may_lead(
     kube: HttpKube, server: tuple[Server, str]
 ) -> None:
     server[0].add(status=503)
-    left = iter([1.0, 0.0])
+    left = iter([1.0, 1.0, 0.0])
     kube.write_within_s = lambda: next(left)
     with pytest.raises(NotLeading):
         await kube.apply(POD_OBJ)
     assert len(server[0].seen) == 1
+
+
+@pytest.mark.parametrize("reused", [False, True])
+async def test_a_process_that_stood_still_while_it_connected_sends_nothing_of_a_write(
+    kube: HttpKube, server: tuple[Server, str], reused: bool
+) -> None:
+    if reused:
+        server[0].add()
+        await kube.version()
+    left = iter([1.0, 0.0])
+    kube.write_within_s = lambda: next(left)
+    with pytest.raises(NotLeading, match="PATCH .*pods/a: not sent"):
+        await kube.apply(POD_OBJ)
+    assert next(left, None) is None, "it was asked when the request could have been sent"
+    assert len(server[0].seen) == int(reused)
+    kube.write_within_s = lambda: 1.0
+    server[0].add(body=POD_OBJ)
+    assert await kube.apply(POD_OBJ) == POD_OBJ
+    assert len(server[0].seen) == 1 + int(reused), "the next one has a whole connection"
 
 
 async def test_a_write_that_is_not_answered_in_time_is_given_up(kube: HttpKube, server: tuple[Server, str]) -> None:
