@@ -90,7 +90,7 @@ async def test_a_process_that_stood_still_while_it_connected_sends_nothing_of_a_
         await kube.version()
     left = iter([1.0, 0.0])
     kube.write_within_s = lambda: next(left)
-    with pytest.raises(NotLeading, match="PATCH .*pods/a: not sent"):
+    with pytest.raises(NotLeading, match="/pods/a: not sent"):
         await kube.apply(POD_OBJ)
     assert next(left, None) is None, "it was asked when the request could have been sent"
     assert len(server[0].seen) == int(reused)
