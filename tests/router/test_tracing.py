@@ -243,7 +243,7 @@ async def test_a_dead_collector_costs_no_request(tmp_path: Path) -> None:
         for _ in range(12):
             assert (await stack.complete()).status_code == 200
         lost = 'disagg_router_trace_spans_dropped_total{reason="queue_full"}'
-        assert await stack.metric(lost) >= 16
+        assert await stack.metric(lost) >= 8
         tracer = stack.router.tracer
         assert tracer is not None
         assert tracer.exporter._queue.spans <= 16

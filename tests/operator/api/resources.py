@@ -60,7 +60,7 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         "minReplicas must not exceed maxReplicas", "spec.decode.autoscaling.minReplicas",
     ),
     "an upstream with a password": (
-        good(router={"upstream": {"url": "http://me:pw@v", "percent": 5}}), "router.upstream.url", "spec.router.upstream",
+        good(router={"upstream": {"url": "http://me:pw@v", "percent": 5}}), "upstream.url", "spec.router.upstream.url",
     ),
     "a CA without TLS": (good(observability={"tracing": {"endpoint": "http://c", "caSecretRef": {"name": "x"}}}),
         "needs an https:// endpoint", "spec.observability.tracing.caSecretRef"),

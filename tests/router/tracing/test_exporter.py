@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.certificates import certificate
 from tests.ports import free_port
 from tests.router.tracing.collector import collector
 
@@ -197,3 +198,21 @@ def test_the_path_is_appended_unless_it_is_there() -> None:
 def test_an_answer_that_is_no_message_is_told() -> None:
     with pytest.raises(ValueError, match="OTLP"):
         rejected_spans(b"\xff\xff")
+
+
+async def test_a_collector_proves_itself_by_the_authority_of_a_file(tmp_path: Path) -> None:
+    good, other = certificate(tmp_path), certificate(tmp_path, "other")
+    authority = tmp_path / "ca.crt"
+    authority.write_text(other.pem)
+    async with collector(good.server_context()) as at, Sent(at.url, ca_file=authority) as sent:
+        sent.exporter.add(message("stranger"), 1)
+        await sent.until(lambda: sent.counted["failed"] == 1)
+        authority.write_text(good.pem)
+        os.utime(authority, (1, 1))
+        sent.exporter.add(message("known"), 1)
+        await at.until("known")
+        assert [s.name for s in at.spans] == ["known"]
+        authority.write_text("nothing")
+        os.utime(authority, (2, 2))
+        sent.exporter.add(message("unusable"), 1)
+        await sent.until(lambda: sent.counted["rejected"] == 1)

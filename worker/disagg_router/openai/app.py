@@ -138,7 +138,7 @@ class Api:
             except Exception:
                 log.exception("a request failed")
                 answer = _error(_internal())
-            if account.record is not None:
+            if account.record is not None and not account.relayed:
                 answer.headers[TRACE_ID] = account.record.trace.trace_id.hex()
             if quota is not None:
                 answer.raw_headers += quota.headers(time.monotonic(), refused)

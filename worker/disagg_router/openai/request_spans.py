@@ -64,8 +64,11 @@ def over(
     failed = failed or (code is not None and outcomes.tells_of_service(status))
     slow = any(outcomes.late_or_slow(g, objectives, now_s) for g in generations)
     attempts = max((g.trace.attempts for g in generations), default=0)
-    root = _root(record, generations, status, code, now_s)
-    router.tracer.over(record.trace, root, failed=failed, slow=slow, attempts=attempts)
+    why = router.tracer.keeps(record.trace, failed=failed, slow=slow, attempts=attempts)
+    if why is not None:
+        root = _root(record, generations, status, code, now_s)
+        root.attributes = {**root.attributes, Attribute.KEPT: str(why)}
+        router.tracer.export(record.trace, root)
 
 
 def _root(

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from disagg_router.settings import Settings
 from disagg_router.tracing import otlp
 from disagg_router.tracing.exporter import Collector, Exporter
-from disagg_router.tracing.sampling import Ending, why_kept
+from disagg_router.tracing.sampling import Ending, Kept, why_kept
 from disagg_router.tracing.span_queue import SpanQueue
 from disagg_router.tracing.spans import Span, Value
 from disagg_router.tracing.trace_context import SPAN_ID_BYTES, TRACE_ID_BYTES, RequestTrace, parse
 from disagg_router.tracing.tracing_metrics import TracingMetrics
-from disagg_router.tracing.words import Attribute
 from disagg_wire.version import VERSION
 
 
@@ -51,19 +50,19 @@ class Tracer:
             return RequestTrace(given.trace_id, span_id, parent=given)
         return RequestTrace(self._id(TRACE_ID_BYTES), span_id, link=given)
 
-    def over(self, trace: RequestTrace, root: Span, *, failed: bool, slow: bool, attempts: int) -> None:
-        """Keep the trace of a request that is over, or forget it. `root` becomes its outermost
-        span.
+    def keeps(self, trace: RequestTrace, *, failed: bool, slow: bool, attempts: int) -> Kept | None:
+        """Return why the trace of a request that is over is kept, or None if it is not, or cannot
+        be sent. What is not kept costs no more than this.
         """
         sampled = None if trace.parent is None else trace.parent.sampled
         why = why_kept(Ending(trace.trace_id, sampled, failed, slow, attempts), self._ratio)
         if why is None:
-            return
+            return None
         self._metrics.kept(why)
-        spans = root.count
-        if not self.exporter.has_room(spans):
-            return
-        root.attributes = {**root.attributes, Attribute.KEPT: str(why)}
+        return why if self.exporter.has_room(1) else None
+
+    def export(self, trace: RequestTrace, root: Span) -> None:
+        """Send a trace; `root` becomes its outermost span."""
         offset_s = time.time() - time.monotonic()
         content = self._encoder.encode(root, trace.trace_id, trace.span_id, trace.parent, trace.link, offset_s)
-        self.exporter.add(content, spans)
+        self.exporter.add(content, root.count)
