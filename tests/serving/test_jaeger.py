@@ -93,7 +93,7 @@ class Served:
 
     async def kept(self) -> set[str]:
         """Return the IDs of all traces of the router that Jaeger has."""
-        asked = {"service": "disagg-router", "limit": 5000, "lookback": "1h"}
+        asked = {"service": "disagg-router", "limit": "5000", "lookback": "1h"}
         answer = await self.http.get(f"{self.query}/api/traces", params=asked)
         return {trace["traceID"] for trace in answer.json()["data"]}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from disagg_wire import codes
@@ -24,7 +24,7 @@ class TokenEvent:
     """The number of prompt tokens that were found in the cache; set on the first token that an
     engine computes from a prompt.
     """
-    spent: Spent | None = None
+    spent: Spent | None = field(default=None, compare=False)
     """The time that the prompt took here; set on that token, if the engine tells it."""
 
 

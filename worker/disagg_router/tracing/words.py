@@ -65,4 +65,3 @@ class Attribute(StrEnum):
     KV_INTERFACE = "disagg.kv.interface"
     KV_TRANSPORT = "disagg.kv.transport"
     KV_EVIDENCE = "disagg.kv.evidence"
-    TOKENS = "disagg.tokens"
