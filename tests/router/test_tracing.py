@@ -16,6 +16,8 @@ from tests.fakes.token_worker import Fault, TokenWorker
 from tests.router.stack import Stack
 from tests.router.tracing.collector import Collected, attributes, collector
 
+from disagg_router.openai import request_spans
+
 ASK = {"model": "m", "prompt": [5, 6, 7], "max_tokens": 8, "seed": 5, "temperature": 0}
 ROOT = "POST /v1/completions"
 PARENT_TRACE, PARENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -247,6 +249,18 @@ async def test_a_dead_collector_costs_no_request(tmp_path: Path) -> None:
         tracer = stack.router.tracer
         assert tracer is not None
         assert tracer.exporter._queue.spans <= 16
+
+
+async def test_a_trace_that_cannot_be_made_costs_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("as told")
+
+    monkeypatch.setattr(request_spans, "spans_of", fails)
+    async with traced(tmp_path) as (stack, _):
+        answer = await stack.http.post("/v1/completions", json=ASK | {"stream": True})
+        assert answer.text.rstrip().endswith("[DONE]")
+        await stack.until(lambda: stack.router.active == 0)
+        assert await stack.metric('disagg_router_requests_total{code="200",endpoint="completions"}') == 1
 
 
 async def test_without_a_collector_nothing_is_traced(tmp_path: Path) -> None:

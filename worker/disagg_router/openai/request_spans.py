@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from disagg_router.tracing.spans import Span, Value, error_type, filled, spans_o
 from disagg_router.tracing.trace_context import RequestTrace
 from disagg_router.tracing.words import Attribute, SpanName
 
+log = logging.getLogger(__name__)
 # Of an answer with more choices, the first ones are shown.
 _MOST_CHOICES = 8
 _OPERATIONS = {"chat": ("/v1/chat/completions", "chat"), "completions": ("/v1/completions", "text_completion")}
@@ -55,7 +57,19 @@ class RequestRecord:
 def over(
     router: Router, record: RequestRecord, generations: Sequence[Generation], status: int, code: str | None
 ) -> None:
-    """Hand the trace of a request that is over to the tracer; `code` says with what it failed."""
+    """Hand the trace of a request that is over to the tracer; `code` says with what it failed.
+
+    If that fails, a trace is lost and nothing else.
+    """
+    try:
+        _hand_over(router, record, generations, status, code)
+    except Exception:
+        log.exception("a request could not be traced")
+
+
+def _hand_over(
+    router: Router, record: RequestRecord, generations: Sequence[Generation], status: int, code: str | None
+) -> None:
     if router.tracer is None:
         return
     now_s, objectives = time.monotonic(), router.settings.objectives

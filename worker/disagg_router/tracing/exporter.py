@@ -182,10 +182,12 @@ class Exporter:
                 async with http.post(
                     self._collector.url, data=content, headers=self._headers, allow_redirects=False
                 ) as answer:
-                    told = await answer.content.read(_MOST_ANSWER_BYTES)
+                    told = b""
+                    while piece := await answer.content.read(_MOST_ANSWER_BYTES - len(told)):
+                        told += piece
                     if answer.status in _TRY_AGAIN:
                         raise ExportFailed(f"HTTP {answer.status}", again=True, pause_s=_pause_s(answer.headers))
-                    if answer.status != 200:
+                    if not 200 <= answer.status < 300:
                         raise ExportFailed(f"HTTP {answer.status}", again=False)
                     return self._rejected(told)
         except TimeoutError:
