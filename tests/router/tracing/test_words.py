@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from disagg_router.tracing.exporter import DROPS
-from disagg_router.tracing.sampling import Kept
+from disagg_router.tracing.tail_sampling import Kept
 from disagg_router.tracing.words import Attribute, SpanName
 
 PAGE = (Path(__file__).parents[3] / "docs/tracing.md").read_text(encoding="utf-8")

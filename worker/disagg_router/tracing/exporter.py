@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 
 from disagg_router.guarded_socket import socket_factory
-from disagg_router.tracing.span_queue import Message, SpanQueue
+from disagg_router.tracing.span_queue import SpanMessage, SpanQueue
 
 log = logging.getLogger(__name__)
 TRACES_PATH = "/v1/traces"
@@ -105,7 +105,7 @@ class Exporter:
         self._headers: Mapping[str, str] = {}
         self._tls: ssl.SSLContext | bool = True
         self._logged_s = -_LOG_EVERY_S
-        self._sending: Message | None = None
+        self._sending: SpanMessage | None = None
 
     def has_room(self, spans: int) -> bool:
         """Return whether so many spans would be taken now; if not, they count as dropped."""
@@ -116,7 +116,7 @@ class Exporter:
 
     def add(self, content: bytes, spans: int) -> None:
         """Queue a message, or drop it."""
-        if not self._queue.add(Message(content, spans)):
+        if not self._queue.add(SpanMessage(content, spans)):
             self._counts.dropped(QUEUE_FULL, spans)
 
     async def run(self) -> None:
@@ -146,7 +146,7 @@ class Exporter:
             self._sending = message
             await self._send(message, tries)
 
-    async def _send(self, message: Message, tries: int) -> None:
+    async def _send(self, message: SpanMessage, tries: int) -> None:
         """Send a message, or drop it after so many tries."""
         pause_s = _FIRST_PAUSE_S
         for left in range(tries - 1, -1, -1):

@@ -11,14 +11,14 @@ from disagg_router.tracing.tracing_metrics import TracingMetrics
 from disagg_wire.version import VERSION
 
 if TYPE_CHECKING:
-    from disagg_router.tracing.tracer import Tracer
+    from disagg_router.tracing.kept_traces import Tracer
 
 
 def tracer_of(settings: Settings, metrics: TracingMetrics, incarnation: str) -> Tracer | None:
     """Return the tracer that the settings ask for, or None."""
     if settings.tracing_endpoint is None:
         return None
-    from disagg_router.tracing.tracer import Tracer
+    from disagg_router.tracing.kept_traces import Tracer
 
     resource: dict[str, Value] = {
         "service.name": "disagg-router",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class SpanMessage:
     """The bytes of one or several traces."""
 
     content: bytes
@@ -22,13 +22,13 @@ class SpanQueue:
     most_bytes: int
     spans: int = 0
     bytes: int = 0
-    _waiting: deque[Message] = field(default_factory=deque)
+    _waiting: deque[SpanMessage] = field(default_factory=deque)
 
     def has_room(self, spans: int) -> bool:
         """Return whether it is worth while to make a message with so many spans."""
         return self.spans + spans <= self.most_spans and self.bytes < self.most_bytes
 
-    def add(self, message: Message) -> bool:
+    def add(self, message: SpanMessage) -> bool:
         """Add a message if there is room, and return whether there was."""
         if not self.has_room(message.spans) or self.bytes + len(message.content) > self.most_bytes:
             return False
@@ -37,11 +37,11 @@ class SpanQueue:
         self.bytes += len(message.content)
         return True
 
-    def take(self, most_spans: int, most_bytes: int) -> Message | None:
+    def take(self, most_spans: int, most_bytes: int) -> SpanMessage | None:
         """Return the next messages as one, at least one if there is any; `done` gives their room
         back.
         """
-        taken: list[Message] = []
+        taken: list[SpanMessage] = []
         spans = size = 0
         while self._waiting:
             following = self._waiting[0]
@@ -49,9 +49,9 @@ class SpanQueue:
                 break
             taken.append(self._waiting.popleft())
             spans, size = spans + following.spans, size + len(following.content)
-        return Message(b"".join(message.content for message in taken), spans) if taken else None
+        return SpanMessage(b"".join(message.content for message in taken), spans) if taken else None
 
-    def done(self, message: Message) -> None:
+    def done(self, message: SpanMessage) -> None:
         """Note that a message that was taken needs no room any more."""
         self.spans -= message.spans
         self.bytes -= len(message.content)

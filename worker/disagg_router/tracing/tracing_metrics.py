@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter
 
 from disagg_router.tracing.exporter import DROPS, Counts
-from disagg_router.tracing.sampling import Kept
+from disagg_router.tracing.tail_sampling import Kept
 from disagg_wire import series
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from disagg_router.tracing.sampling import Ending, Kept, why_kept
+from disagg_router.tracing.tail_sampling import Ending, Kept, why_kept
 
 ALWAYS_DRAWN, NEVER_DRAWN = b"\x00" * 9 + b"\xff" * 7, b"\xff" * 9 + b"\x00" * 7
 

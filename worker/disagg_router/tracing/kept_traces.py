@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from disagg_router.settings import Settings
 from disagg_router.tracing import otlp
 from disagg_router.tracing.exporter import Collector, Exporter
-from disagg_router.tracing.sampling import Ending, Kept, why_kept
 from disagg_router.tracing.span_queue import SpanQueue
 from disagg_router.tracing.spans import Span, Value
+from disagg_router.tracing.tail_sampling import Ending, Kept, why_kept
 from disagg_router.tracing.trace_context import SPAN_ID_BYTES, TRACE_ID_BYTES, RequestTrace, parse
 from disagg_router.tracing.tracing_metrics import TracingMetrics
 from disagg_wire.version import VERSION
