@@ -186,3 +186,5 @@ def test_routers_learn_where_traces_go_only_if_that_is_set() -> None:
         "DISAGG_TRACING_ENDPOINT": "http://c.obs:4318", "DISAGG_TRACING_SAMPLING_RATIO": "0.5",
         "DISAGG_TRACING_TRUST_PARENT": "true",
     }  # fmt: skip
+    plain = router_environment(parse(good(observability={"tracing": {"endpoint": "http://c.obs:4318"}})))
+    assert "DISAGG_TRACING_TRUST_PARENT" not in plain

@@ -276,6 +276,8 @@ def test_the_router_finds_what_it_needs_for_the_collector_where_its_secrets_are_
     assert env["DISAGG_TRACING_HEADERS_FILE"] == mounts["trace-headers"] + "/headers"
     assert env["DISAGG_TRACING_CA_FILE"] == mounts["trace-ca"] + "/all.pem"
     assert (volumes["trace-headers"], volumes["trace-ca"]) == ("otlp", "authority")
+    bare = router_template(parse(good(observability={"tracing": {"endpoint": "https://c:4318"}})), Images())
+    assert not {v["name"] for v in bare["spec"]["volumes"]} & {"trace-headers", "trace-ca"}
 
 
 @pytest.mark.parametrize(
