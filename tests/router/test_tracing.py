@@ -257,10 +257,11 @@ async def test_a_trace_that_cannot_be_made_costs_no_request(tmp_path: Path, monk
 
     monkeypatch.setattr(request_spans, "spans_of", fails)
     async with traced(tmp_path) as (stack, _):
+        assert (await stack.http.post("/v1/completions", json=ASK)).status_code == 200
         answer = await stack.http.post("/v1/completions", json=ASK | {"stream": True})
         assert answer.text.rstrip().endswith("[DONE]")
         await stack.until(lambda: stack.router.active == 0)
-        assert await stack.metric('disagg_router_requests_total{code="200",endpoint="completions"}') == 1
+        assert await stack.metric('disagg_router_requests_total{code="200",endpoint="completions"}') == 2
 
 
 async def test_without_a_collector_nothing_is_traced(tmp_path: Path) -> None:
