@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-foresight bench-ablation bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-liveness test-engines test-faults test-rollouts test-fabric test-scaler
+.PHONY: bench-foresight bench-ablation bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-liveness test-tracing test-engines test-faults test-rollouts test-fabric test-scaler
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -39,7 +39,7 @@ test-fast: setup ## the part that takes under three minutes
 
 test-long: setup ## properties with ten times the examples, faults at every point and at any two (three minutes of two cores)
 	@status=0; HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --timeout 3600 -m "(hypothesis or long) and not apiserver and not e2e and not engines" \
-	    --ignore tests/serving/test_liveness.py --ignore tests/serving/test_links.py --deselect tests/router/test_fuzz.py::test_real_processes_are_none_the_worse_for_it --junitxml .cache/long.xml || status=$$?; \
+	    --ignore tests/serving/test_liveness.py --ignore tests/serving/test_links.py --ignore tests/serving/test_jaeger.py --deselect tests/router/test_fuzz.py::test_real_processes_are_none_the_worse_for_it --junitxml .cache/long.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/long.xml benchmarks/results/long.md "Properties with many examples, and faults at any two points" "make test-long"; \
 	  exit $$status
 
@@ -79,6 +79,10 @@ test-scaler: setup cluster ## a DisaggScaler beside KEDA on real LeaderWorkerSet
 	@status=0; $(PY) -m pytest -q --timeout 2400 -m "e2e and long" tests/e2e/test_scaler.py -o junit_family=xunit1 --junitxml .cache/scaler.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/scaler.xml benchmarks/results/scaler.md "A DisaggScaler beside KEDA" "make test-scaler"; \
 	  exit $$status
+
+test-tracing: setup ## traces of real processes in a real Jaeger, which is built first (10 minutes of one core, 2 GB)
+	@e2e/cluster build jaeger
+	@$(PY) -m pytest -q --timeout 600 -m long tests/serving/test_jaeger.py
 
 lint: setup
 	@echo "--- lint"

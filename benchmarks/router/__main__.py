@@ -38,6 +38,8 @@ _REQUESTS = {"rate": 200.0, "tokens": 16, "pause_us": 20_000}
 # Few requests with many tokens.
 _EVENTS = {"rate": 4.0, "tokens": 400, "pause_us": 5_000}
 _READY_S = 30.0
+# The router that traces, and the share of the traces that it keeps.
+_TRACED, _SHARE = "router, traced", 0.01
 # The generator says less of the others when it is late itself, or has no time left.
 _MOST_SHARE, _MOST_LATE_MS = 0.7, 5.0
 
@@ -56,7 +58,7 @@ def targets() -> Iterator[dict[str, Target]]:
     """Start the workers, nginx and the router."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        prefill, decode, front, port = free_port(), free_port(), free_port(), free_port()
+        prefill, decode, front, port, traced, sink = (free_port() for _ in range(6))
         environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'worker'}"}
         command = [sys.executable, "-m", "benchmarks.router.simulated_workers", str(prefill), str(decode)]
         workers = stack.enter_context(subprocess.Popen(command, env=environment))
@@ -76,12 +78,18 @@ def targets() -> Iterator[dict[str, Target]]:
         }
         named = {str(variable).removeprefix("DISAGG_").lower(): value for variable, value in settings.items()}
         router = stack.enter_context(process("disagg_router", folder / "router.log", **named))
-        _open(front)
-        _open(port)
+        command = [sys.executable, "-m", "benchmarks.router.trace_sink", str(sink)]
+        collector = stack.enter_context(subprocess.Popen(command, env=environment))
+        stack.callback(collector.terminate)
+        named |= {"port": traced, "tracing_endpoint": f"http://127.0.0.1:{sink}", "tracing_sampling_ratio": _SHARE}
+        tracing = stack.enter_context(process("disagg_router", folder / "tracing.log", **named))
+        for at in (front, port, sink, traced):
+            _open(at)
         yield {
             "directly": Target(decode, [workers.pid]),
             "nginx": Target(front, pids),
             "router": Target(port, [router.pid]),
+            _TRACED: Target(traced, [tracing.pid]),
         }
 
 
@@ -177,7 +185,8 @@ every round the same requests go to each, one after another.
 The workers are simulated: a prompt takes {prefill_ms:.0f} ms. nginx is one process that passes bytes on to one of them.
 The router, one process too, checks the request, tokenizes its prompt ({chars} characters), reserves at the decode
 worker, has the prompt prefilled by the other one, and turns tokens into text. The processor time is what the kernel
-counts for the processes, its own calls included.
+counts for the processes, its own calls included. A second router, `router, traced`, keeps {share:.0%} of the traces
+and sends them to a collector that takes everything.
 
 {rate:.0f} requests a second at random times, {tokens} tokens each, one every {pause_ms:.0f} ms:
 
@@ -218,6 +227,7 @@ async def report(rounds: int, seconds: float) -> str:
             rounds=rounds,
             prefill_ms=1e3 * PREFILL_S,
             chars=len(PROMPT),
+            share=_SHARE,
             rate=requests.rate,
             tokens=requests.tokens,
             pause_ms=requests.pause_us / 1e3,

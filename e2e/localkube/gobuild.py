@@ -80,6 +80,17 @@ METRICS = Group(
 # It checks the chart. Its version of the Kubernetes API is older than the cluster's, because it
 # needs kinds that the later ones lack: that takes a minute of one core, once.
 SCORE = Group(name="score", packages={"bin/kube-score": "github.com/zegl/kube-score/cmd/kube-score"})
+# It is an OpenTelemetry collector too. It knows databases that no test has.
+JAEGER = Group(
+    name="jaeger",
+    packages={"bin/jaeger": "github.com/jaegertracing/jaeger/cmd/jaeger"},
+    unoptimised=(
+        "github.com/ClickHouse/...", "github.com/apache/...", "github.com/elastic/...", "github.com/IBM/...",
+        "github.com/aws/...", "github.com/Azure/...", "cloud.google.com/...", "google.golang.org/genproto/...",
+        "github.com/dgraph-io/...", "github.com/olivere/...", "github.com/prometheus/...", "k8s.io/...",
+        "go.opentelemetry.io/...", "github.com/open-telemetry/...",
+    ),
+)  # fmt: skip
 # Controllers of other projects, beside which ours are tried. Each has the versions that it was made
 # for, and hence a build of its own.
 LWS = Group(name="lws", packages={"bin/lws": "sigs.k8s.io/lws/cmd"})
@@ -98,7 +109,7 @@ KEDA = Group(
 )  # fmt: skip
 LOCAL_GROUPS = (CLUSTER, RUNC)
 # What `cluster build` knows; a cluster needs only the first ones.
-NAMED_GROUPS = (*LOCAL_GROUPS, SCORE)
+NAMED_GROUPS = (*LOCAL_GROUPS, SCORE, JAEGER)
 # With a Docker engine, kind's node brings Kubernetes; these are the programs that it lacks.
 KIND_PROGRAMS = (
     "bin/kubectl", "bin/helm", "cni/multus", "cni/macvlan", "cni/bridge", "cni/host-local", "cni/static",

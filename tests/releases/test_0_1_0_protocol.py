@@ -24,8 +24,9 @@ from tests.worker.server import rig
 from disagg_operator.status.kv_links import router_view
 from disagg_protocol import bodies
 from disagg_protocol.ticket import verify
-from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace
+from disagg_router.dispatch.attempt import Attempt, Finished, Patience
 from disagg_router.dispatch.request_state import RequestState, Token
+from disagg_router.dispatch.trace import Trace
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.pair_choice import Choice

@@ -21,8 +21,8 @@ from aiohttp import web
 from tests.fakes.token_worker import TokenWorker
 from tests.router.stack import MODEL, Stack
 
-from disagg_router.dispatch import upstream
 from disagg_router.dispatch.upstream import MARK, upstream_of
+from disagg_router.guarded_socket import guarded_socket
 
 ASKED = {"model": MODEL, "prompt": "one two three", "max_tokens": 5, "temperature": 0, "seed": 7}
 STREAMED = {**ASKED, "stream": True}
@@ -252,8 +252,8 @@ async def test_an_address_is_called_that_a_name_leads_to_beside_a_refused_one(
 
 def test_a_url_that_names_such_an_address_is_what_the_policy_has_allowed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="link-local"):
-        upstream._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("169.254.1.1", 80)))
-    upstream._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80))).close()
+        guarded_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("169.254.1.1", 80)))
+    guarded_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80))).close()
 
 
 async def test_a_connection_that_the_service_closes_is_no_failure(tmp_path: Path) -> None:

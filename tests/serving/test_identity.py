@@ -14,8 +14,8 @@ from tests.serving import stack
 from tests.worker import oracle
 from tests.worker.oracle import MODEL, NEW_TOKENS, PROMPTS, TIE
 
-from disagg_router.dispatch.attempt import Trace
 from disagg_router.dispatch.request_state import RequestState
+from disagg_router.dispatch.trace import Trace
 from disagg_router.router import Router
 from disagg_router.workers.worker_info import Identity
 

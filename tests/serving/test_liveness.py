@@ -21,8 +21,8 @@ import pytest
 from tests.serving.burners import burners
 from tests.serving.stack import router, workers
 
-from disagg_router.dispatch.attempt import Trace
 from disagg_router.dispatch.request_state import RequestState, Token
+from disagg_router.dispatch.trace import Trace
 from disagg_router.router import Router
 from disagg_router.workers.worker_info import Worker
 from disagg_wire import series

@@ -14,6 +14,7 @@ from disagg_router.metrics import BreakerMetrics, SplitMetrics
 from disagg_router.metrics import Metrics as RouterMetrics
 from disagg_router.objectives import Objectives
 from disagg_router.process_metrics import ProcessMetrics
+from disagg_router.tracing.tracing_metrics import TracingMetrics
 from disagg_wire.engine_metrics.readings import Readings
 from disagg_worker.server.metrics import Metrics as WorkerMetrics
 from disagg_worker.server.worker import Worker
@@ -35,6 +36,7 @@ def router() -> list[CollectorRegistry]:
     metrics = RouterMetrics(Objectives(1.0, 0.05))
     metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1}, lambda: {("tcp", "Proved"): 1})
     SplitMetrics(metrics.registry)
+    TracingMetrics(metrics.registry)
     BreakerMetrics(metrics.registry, dict, {}, float)
     ProcessMetrics(metrics.registry, lambda: {"decode": 0.0})
     GenerationMetrics(metrics.registry, Objectives(1.0, 0.05))

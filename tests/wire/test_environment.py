@@ -78,7 +78,9 @@ def test_the_operator_sets_just_the_listed_variables_of_routers() -> None:
     adapters = {"uri": "hf://a/b", "adapters": [{"name": "sql", "uri": "hf://a/sql"}]}
     zero = {"model": adapters, "engine": {"type": "vllm"}, "scaling": {"scaleToZero": {}}}
     split = {"upstream": {"url": "http://vllm:8000", "percent": 5}, "localPrefillMaxTokens": 0, "liveness": {}}
-    specs: list[dict[str, Any]] = [{}, {"router": {"apiKeysSecretRef": {"name": "keys"}, **split}}, zero]
+    secrets = {"headersSecretRef": {"name": "otlp"}, "caSecretRef": {"name": "otlp"}}
+    traced = {"observability": {"tracing": {"endpoint": "https://c:4318", "trustParent": True, **secrets}}}
+    specs: list[dict[str, Any]] = [{}, {"router": {"apiKeysSecretRef": {"name": "keys"}, **split}}, zero, traced]
     rendered = set().union(*map(_rendered_router, specs))
     local = set(router_process(parse(good()), 8080, "/key", "/members.json").environment)
     assert rendered == {str(name) for name in RouterVariable}

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams, Structured
-from disagg_wire import grammar_cost
+from disagg_wire import grammar_cost, spent_time
 from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS, MIN_REPETITION_PENALTY
 from disagg_wire.roles import Role
 from disagg_wire.room import Room
@@ -216,6 +216,8 @@ def event_json(event: Event) -> Line:
             line |= {"logprob": event.logprob, "top_logprobs": [list(pair) for pair in event.top_logprobs]}
         if event.cached_tokens is not None:
             line["cached_tokens"] = event.cached_tokens
+        if event.spent is not None:
+            line[spent_time.FIELD] = event.spent.to_json()
         return line
     if isinstance(event, EndEvent):
         return {"type": "end", "finish_reason": event.finish_reason}

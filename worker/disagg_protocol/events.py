@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from disagg_wire import codes
+from disagg_wire.spent_time import Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class TokenEvent:
     """The number of prompt tokens that were found in the cache; set on the first token that an
     engine computes from a prompt.
     """
+    spent: Spent | None = field(default=None, compare=False)
+    """The time that the prompt took here; set on that token, if the engine tells it."""
 
 
 @dataclass(frozen=True, slots=True)

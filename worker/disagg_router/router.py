@@ -25,6 +25,8 @@ from disagg_router.membership.kubernetes import KubernetesMembership
 from disagg_router.metrics import BreakerMetrics, Metrics, SplitMetrics
 from disagg_router.process_metrics import ProcessMetrics
 from disagg_router.settings import Settings
+from disagg_router.tracing.setup import tracer_of
+from disagg_router.tracing.tracing_metrics import TracingMetrics
 from disagg_router.workers.canary_tally import CanaryTally
 from disagg_router.workers.catalogue import NOTHING_WHOLE, KnownNames
 from disagg_router.workers.client import WorkerClient
@@ -38,6 +40,8 @@ from disagg_wire.roles import ROLES
 log = logging.getLogger(__name__)
 # How long requests may take to be answered that are not served any more.
 _ANSWER_S = 1.0
+# How long the spans of the last requests may take to their collector.
+_LAST_SPANS_S = 2.0
 
 
 def membership_of(settings: Settings) -> Membership:
@@ -69,6 +73,8 @@ class Router:
             self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines,
             settings.local_prefill_max_tokens,
         )  # fmt: skip
+        self.incarnation = secrets.token_hex(8)
+        self.tracer = tracer_of(settings, TracingMetrics(self.metrics.registry), self.incarnation)
         self.upstream: Upstream | None = upstream_of(settings)
         self.split = SplitMetrics(self.metrics.registry)
         breaker, retries = self.table.breaker, self.dispatcher.retries
@@ -85,7 +91,6 @@ class Router:
         )
         self._process = ProcessMetrics(self.metrics.registry, self._poll_ages)
         self.created_s = int(time.time())
-        self.incarnation = secrets.token_hex(8)
         self.draining = False
         self.active = 0
         self._idle_since_s = time.monotonic()
@@ -107,6 +112,8 @@ class Router:
 
     async def close(self) -> None:
         """Close all connections to workers and to other services."""
+        if self.tracer is not None:
+            await self.tracer.exporter.close(_LAST_SPANS_S)
         await self.client.close()
         if self.upstream is not None:
             await self.upstream.close()
@@ -137,7 +144,10 @@ class Router:
 
     async def run(self) -> None:
         """Run membership, polling and handshakes until cancelled."""
-        await asyncio.gather(self._membership.run(), self.table.run(), self.handshakes.run(), self._process.run())
+        parts = [self._membership.run(), self.table.run(), self.handshakes.run(), self._process.run()]
+        if self.tracer is not None:
+            parts.append(self.tracer.exporter.run())
+        await asyncio.gather(*parts)
 
     async def answer_the_held(self) -> None:
         """Answer the requests for which there are no workers, because this router ends."""

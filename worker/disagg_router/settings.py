@@ -198,6 +198,46 @@ class Settings(BaseModel):
         le=100,
         description="How many times as long as a worker has announced a step of its engine may take.",
     )
+    tracing_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s?#@]+$",
+        description="The URL of a collector that takes OTLP over HTTP, such as `http://collector:4318`; `/v1/traces` is"
+        " appended. Without it, nothing is traced.",
+    )
+    tracing_sampling_ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="The share of the traces that is kept of requests that were neither late nor failed nor tried"
+        " again; of those, all are kept.",
+    )
+    tracing_trust_parent: bool = Field(
+        False,
+        description="Whether a request continues the trace that its header `traceparent` names, and is kept if and only"
+        " if that is recorded. Otherwise it has a trace of its own that links to it.",
+    )
+    tracing_headers_file: Path | None = Field(
+        None,
+        description="The file with headers for the collector, a line `Name: value` for each. It is read again when it"
+        " changes.",
+    )
+    tracing_ca_file: Path | None = Field(
+        None,
+        description="The file with the PEM certificates of the authorities that the collector's certificate is checked"
+        " against. By default those of the system. It is read again when it changes.",
+    )
+    tracing_queue_spans: int = Field(
+        8192,
+        ge=16,
+        le=1 << 20,
+        description="The number of spans that may wait for the collector; further ones are lost.",
+    )
+    tracing_queue_bytes: int = Field(
+        8 << 20, ge=1 << 16, le=1 << 30, description="The total size of the spans that may wait, in bytes."
+    )
+    tracing_timeout_s: float = Field(
+        5.0, gt=0, le=60, description="The longest time that the collector may take to answer, in seconds."
+    )
     poll_interval_s: float = Field(
         1.0, gt=0, le=60, description="The interval at which the workers are polled, in seconds."
     )

@@ -46,6 +46,7 @@ class NamespacePolicy(BaseModel):
     upstream_hosts: tuple[str, ...] = Field(
         ("*",), description="Patterns of the hosts to which routers may send requests, with the keys of their clients."
     )
+    tracing_hosts: tuple[str, ...] = Field(("*",), description="Patterns of the hosts that may get traces of routers.")
 
     def allows(self, permission: Permission) -> bool:
         """Return whether a permission is granted."""
@@ -68,10 +69,11 @@ class NamespacePolicy(BaseModel):
 
         A link-local address is allowed only by a pattern that names it, or begins as it does.
         """
-        patterns = [pattern.lower() for pattern in self.upstream_hosts]
-        if refused_host(host):
-            patterns = [pattern for pattern in patterns if not pattern.startswith("*")]
-        return _matches(host.lower(), patterns)
+        return _matches_outside(host, self.upstream_hosts)
+
+    def allows_tracing(self, host: str) -> bool:
+        """Return whether routers may send traces to a host, with the rule of `allows_upstream`."""
+        return _matches_outside(host, self.tracing_hosts)
 
 
 class Policy(BaseModel):
@@ -88,6 +90,14 @@ class Policy(BaseModel):
         """Return the policy of a namespace."""
         found = self.namespaces.get(namespace) or self.namespaces.get(EVERY_NAMESPACE)
         return NamespacePolicy() if found is None else found
+
+
+def _matches_outside(host: str, allowed: Sequence[str]) -> bool:
+    """Return whether a pattern matches a host, and names it if it is a link-local address."""
+    patterns = [pattern.lower() for pattern in allowed]
+    if refused_host(host):
+        patterns = [pattern for pattern in patterns if not pattern.startswith("*")]
+    return _matches(host.lower(), patterns)
 
 
 def _matches(text: str, patterns: Sequence[str]) -> bool:

@@ -34,6 +34,7 @@ from disagg_operator.api.rollout import RolloutSpec
 from disagg_operator.api.rules import Rule
 from disagg_operator.api.scaling import Objectives, ScalingSpec
 from disagg_operator.api.status import Status
+from disagg_operator.api.tracing import TracingSpec
 from disagg_operator.api.upstream import UpstreamSpec
 from disagg_operator.api.workers import PodTemplate, PoolSpec, Resources
 
@@ -110,6 +111,12 @@ class Observability(Model):
         None,
         description="Scale by this Prometheus. Default: scrape router and workers directly.",
     )
+
+
+class RequestObservability(Observability):
+    """Metrics and traces."""
+
+    tracing: TracingSpec | None = Field(None, description="Traces of requests (docs/tracing.md). Default: none.")
 
 
 class Security(Model):
@@ -195,7 +202,7 @@ class Spec(Model):
     )
     scaling: ScalingSpec = Field(ScalingSpec(), description="Scaling of both pools.")
     rollout: RolloutSpec = Field(RolloutSpec(), description="How a change of the workers is rolled out.")
-    observability: Observability = Field(Observability(), description="Metrics.")
+    observability: RequestObservability = Field(RequestObservability(), description="Metrics and traces.")
     security: Security = Field(Security(), description="Hardening.")
     image_pull_secrets: list[LocalSecret] = Field(
         [],

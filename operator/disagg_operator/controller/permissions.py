@@ -55,10 +55,11 @@ def unpermitted(dd: DisaggDeployment, policy: NamespacePolicy) -> Iterator[Viola
         if image is not None and not policy.allows_image(image):
             yield Violation(path, f"{image} is none of the images that this namespace may run", NOT_PERMITTED)
     yield from _network(dd, policy)
-    prometheus, upstream = spec.observability.prometheus, spec.router.upstream
+    prometheus, upstream, tracing = spec.observability.prometheus, spec.router.upstream, spec.observability.tracing
     for path, url, allowed in (
         ("spec.observability.prometheus.url", "" if prometheus is None else prometheus.url, policy.allows_prometheus),
         ("spec.router.upstream.url", "" if upstream is None else upstream.url, policy.allows_upstream),
+        ("spec.observability.tracing.endpoint", "" if tracing is None else tracing.endpoint, policy.allows_tracing),
     ):
         host = _HOST.match(url)
         if host is not None and not allowed(host[1]):

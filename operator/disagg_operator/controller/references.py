@@ -110,6 +110,10 @@ def _references(dd: DisaggDeployment) -> Iterator[Reference]:
         yield Reference("spec.model.authSecretRef", NamedObject(SECRET, own, secret.name), secret.key)
     if (secret := spec.router.api_keys_secret_ref) is not None:
         yield Reference("spec.router.apiKeysSecretRef", NamedObject(SECRET, own, secret.name), secret.key)
+    if (tracing := spec.observability.tracing) is not None:
+        for path, ref in (("headersSecretRef", tracing.headers_secret_ref), ("caSecretRef", tracing.ca_secret_ref)):
+            if ref is not None:
+                yield Reference(f"spec.observability.tracing.{path}", NamedObject(SECRET, own, ref.name), ref.key)
     network = spec.kv_transfer.network
     if network is not None and (nad := network.attachment_ref) is not None:
         target = NamedObject(NETWORK_ATTACHMENT, nad.namespace or own, nad.name)

@@ -122,6 +122,11 @@ def router_environment(dd: DisaggDeployment) -> dict[str, str]:
     if (upstream := dd.spec.router.upstream) is not None:
         out[RouterVariable.UPSTREAM_URL] = upstream.url
         out[RouterVariable.UPSTREAM_PERCENT] = str(upstream.percent)
+    if (tracing := dd.spec.observability.tracing) is not None:
+        out[RouterVariable.TRACING_ENDPOINT] = tracing.endpoint
+        out[RouterVariable.TRACING_SAMPLING_RATIO] = f"{tracing.sampling_ratio:g}"
+        if tracing.trust_parent:
+            out[RouterVariable.TRACING_TRUST_PARENT] = "true"
     if zero is not None:
         out[RouterVariable.HOLD_MAX_WAIT_S] = str(zero.hold_seconds)
         # A router that starts while there are no workers cannot ask them.

@@ -29,6 +29,7 @@ from disagg_wire.protocol import HEALTH_PATH, READY_PATH
 from disagg_wire.roles import DECODE, PREFILL
 
 API_KEYS_MOUNT = "/var/run/disagg/api-keys"
+TRACING_MOUNT = "/var/run/disagg/tracing"
 _TERMINATION_SLACK_S = 15
 # A router's default for the end of its requests, and some seconds.
 _ROUTER_GRACE_S = 120
@@ -231,6 +232,15 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
         values[RouterVariable.API_KEYS_FILE] = f"{API_KEYS_MOUNT}/{keys.key}"
         volumes.append({"name": "api-keys", "secret": {"secretName": keys.name, "defaultMode": 0o440}})
         mounts.append({"name": "api-keys", "mountPath": API_KEYS_MOUNT, "readOnly": True})
+    if (tracing := spec.observability.tracing) is not None:
+        for name, variable, ref in (
+            ("trace-headers", RouterVariable.TRACING_HEADERS_FILE, tracing.headers_secret_ref),
+            ("trace-ca", RouterVariable.TRACING_CA_FILE, tracing.ca_secret_ref),
+        ):
+            if ref is not None:
+                values[variable] = f"{TRACING_MOUNT}/{name}/{ref.key}"
+                volumes.append({"name": name, "secret": {"secretName": ref.name, "defaultMode": 0o440}})
+                mounts.append({"name": name, "mountPath": f"{TRACING_MOUNT}/{name}", "readOnly": True})
     container: Obj = {
         "name": "main",
         "image": spec.router.image or images.router,

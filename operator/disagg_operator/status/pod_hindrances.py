@@ -79,7 +79,12 @@ def _volume_field(pod: Obj, message: str) -> str:
     found = _VOLUME.search(message)
     name = "" if found is None else found[1] or found[2]
     role = pool_of(pod)
-    own = {"model": "spec.model.uri", "api-keys": "spec.router.apiKeysSecretRef"}
+    own = {
+        "model": "spec.model.uri",
+        "api-keys": "spec.router.apiKeysSecretRef",
+        "trace-headers": "spec.observability.tracing.headersSecretRef",
+        "trace-ca": "spec.observability.tracing.caSecretRef",
+    }
     if name in own:
         return own[name]
     if name in ("", "cluster-key", "tmp", "cache", "shm") or not role or name.startswith("kube-api-access"):

@@ -60,9 +60,10 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         "minReplicas must not exceed maxReplicas", "spec.decode.autoscaling.minReplicas",
     ),
     "an upstream with a password": (
-        good(router={"upstream": {"url": "http://me:secret@vllm:8000", "percent": 5}}),
-        "spec.router.upstream.url", "spec.router.upstream.url",
+        good(router={"upstream": {"url": "http://me:pw@v", "percent": 5}}), "upstream.url", "spec.router.upstream.url",
     ),
+    "a CA without TLS": (good(observability={"tracing": {"endpoint": "http://c", "caSecretRef": {"name": "x"}}}),
+        "needs an https:// endpoint", "spec.observability.tracing.caSecretRef"),
     "an upstream for more than all requests": (
         good(router={"upstream": {"url": "http://vllm:8000", "percent": 101}}),
         "spec.router.upstream.percent", "spec.router.upstream.percent",

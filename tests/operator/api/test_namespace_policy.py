@@ -50,7 +50,9 @@ def test_a_star_stands_for_any_characters_and_nothing_else_is_special() -> None:
     [(["*"], False), (["*.254"], False), (["169.254.*"], True), (["*", "169.254.169.254"], True), (["[fe80:*"], False)],
 )
 def test_a_link_local_upstream_must_be_named(patterns: list[str], allowed: bool) -> None:
-    policy = NamespacePolicy(upstream_hosts=tuple(patterns))
+    policy = NamespacePolicy(upstream_hosts=tuple(patterns), tracing_hosts=tuple(patterns))
+    assert policy.allows_tracing("169.254.169.254") is allowed
+    assert policy.allows_tracing("vllm.prod") is ("*" in patterns)
     assert policy.allows_upstream("169.254.169.254") is allowed
     assert policy.allows_upstream("[FE80::1]") is (patterns == ["[fe80:*"])
     assert policy.allows_upstream("vllm.prod") is ("*" in patterns)

@@ -27,6 +27,7 @@ POLICY = NamespacePolicy(
     network_attachments=("nets/fast",),
     prometheus_hosts=("*.svc", "[::1]"),
     upstream_hosts=("*.prod",),
+    tracing_hosts=("*.obs",),
 )
 OPEN = NamespacePolicy.model_validate({"allow": ["HostInterfaces"]})
 
@@ -44,6 +45,13 @@ OPEN = NamespacePolicy.model_validate({"allow": ["HostInterfaces"]})
         (good(router={"upstream": {"url": "http://[fe80::1]", "percent": 1}}), OPEN, ["spec.router.upstream.url"]),
         (good(router={"upstream": {"url": "http://169.254.169.254/v1", "percent": 1}}), OPEN, [
             "spec.router.upstream.url"
+        ]),
+        (good(observability={"tracing": {"endpoint": "http://c.obs:4318"}}), POLICY, []),
+        (good(observability={"tracing": {"endpoint": "http://c.evil:4318"}}), POLICY, [
+            "spec.observability.tracing.endpoint"
+        ]),
+        (good(observability={"tracing": {"endpoint": "http://169.254.169.254"}}), OPEN, [
+            "spec.observability.tracing.endpoint"
         ]),
         (watched("http://[::1]:1"), POLICY, []),
         (watched("http://[::2]:1"), POLICY, ["spec.observability.prometheus.url"]),

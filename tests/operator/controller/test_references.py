@@ -25,8 +25,13 @@ def test_the_fields_of_the_spec_name_secrets_claims_and_networks() -> None:
         model={"uri": "pvc://weights/a", "adapters": [{"name": "law", "uri": "pvc://lora"}]},
         router={"apiKeysSecretRef": {"name": "keys", "key": "all"}},
         kvTransfer={"network": {"attachmentRef": {"name": "fast", "namespace": "nets"}}},
+        observability={
+            "tracing": {"endpoint": "https://c", "headersSecretRef": {"name": "otlp"}, "caSecretRef": {"name": "ca"}}
+        },
     )
     assert found(resource) == {
+        "spec.observability.tracing.headersSecretRef": ("Secret", "default", "otlp", "headers"),
+        "spec.observability.tracing.caSecretRef": ("Secret", "default", "ca", "ca.crt"),
         "spec.model.uri": ("PersistentVolumeClaim", "default", "weights", None),
         "spec.model.adapters[law].uri": ("PersistentVolumeClaim", "default", "lora", None),
         "spec.router.apiKeysSecretRef": ("Secret", "default", "keys", "all"),

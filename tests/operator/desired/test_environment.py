@@ -177,3 +177,14 @@ def test_routers_learn_of_the_service_beside_the_deployment() -> None:
     assert with_it == without | {
         "DISAGG_UPSTREAM_URL": "http://vllm.prod:8000", "DISAGG_UPSTREAM_PERCENT": "95",
     }  # fmt: skip
+
+
+def test_routers_learn_where_traces_go_only_if_that_is_set() -> None:
+    tracing = {"endpoint": "http://c.obs:4318", "samplingRatio": 0.5, "trustParent": True}
+    with_it, without = (router_environment(parse(good(observability=o))) for o in ({"tracing": tracing}, {}))
+    assert with_it == without | {
+        "DISAGG_TRACING_ENDPOINT": "http://c.obs:4318", "DISAGG_TRACING_SAMPLING_RATIO": "0.5",
+        "DISAGG_TRACING_TRUST_PARENT": "true",
+    }  # fmt: skip
+    plain = router_environment(parse(good(observability={"tracing": {"endpoint": "http://c.obs:4318"}})))
+    assert "DISAGG_TRACING_TRUST_PARENT" not in plain

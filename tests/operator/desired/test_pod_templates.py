@@ -265,6 +265,21 @@ def test_the_router_understands_every_variable_that_it_is_given() -> None:
     assert env["DISAGG_API_KEYS_FILE"].endswith("/all")
 
 
+def test_the_router_finds_what_it_needs_for_the_collector_where_its_secrets_are_mounted() -> None:
+    secrets = {"headersSecretRef": {"name": "otlp"}, "caSecretRef": {"name": "authority", "key": "all.pem"}}
+    tracing = {"endpoint": "https://c:4318", **secrets}
+    template = router_template(parse(good(observability={"tracing": tracing})), Images())
+    (container,) = template["spec"]["containers"]
+    env = {e["name"]: e.get("value") for e in container["env"]}
+    mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+    volumes = {v["name"]: v.get("secret", {}).get("secretName") for v in template["spec"]["volumes"]}
+    assert env["DISAGG_TRACING_HEADERS_FILE"] == mounts["trace-headers"] + "/headers"
+    assert env["DISAGG_TRACING_CA_FILE"] == mounts["trace-ca"] + "/all.pem"
+    assert (volumes["trace-headers"], volumes["trace-ca"]) == ("otlp", "authority")
+    bare = router_template(parse(good(observability={"tracing": {"endpoint": "https://c:4318"}})), Images())
+    assert not {v["name"] for v in bare["spec"]["volumes"]} & {"trace-headers", "trace-ca"}
+
+
 @pytest.mark.parametrize(
     ("queue", "order"), [({}, "EarliestDeadline"), ({"order": "FirstComeFirstServed"}, "FirstComeFirstServed")]
 )

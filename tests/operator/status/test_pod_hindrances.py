@@ -52,6 +52,8 @@ MOUNT = 'MountVolume.SetUp failed for volume "{}" : not found'
         (pod(), "FailedMount", "Unable to attach or mount volumes: unmounted volumes=[extra], timed out", "FailedMount",
          "spec.decode.podTemplate.spec.volumes[extra]"),
         (pod(role=""), "FailedMount", MOUNT.format("api-keys"), "FailedMount", "spec.router.apiKeysSecretRef"),
+        (pod(role=""), "FailedMount", MOUNT.format("trace-ca"), "FailedMount",
+         "spec.observability.tracing.caSecretRef"),
         (pod(), "FailedMount", MOUNT.format("cluster-key"), "FailedMount", ""),
         (pod(role=""), "FailedMount", MOUNT.format("extra"), "FailedMount", ""),
         (pod(), "FailedMount", "no volume is named", "FailedMount", ""),

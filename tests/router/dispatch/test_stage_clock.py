@@ -51,3 +51,17 @@ def test_stages_add_up_whatever_happens(steps: list[tuple[str, float]]) -> None:
         else:
             clock.enter(what, now_s)
     assert sum(clock.end(now_s + 1).values()) == pytest.approx(now_s + 1 - 100.0)
+
+
+def test_its_changes_are_kept_with_their_times_up_to_a_bound() -> None:
+    clock = StageClock()
+    clock.start(1.0)
+    clock.chooses(2.0)
+    clock.attempt(3.0)
+    assert clock.attempt_s == 3.0
+    clock.failed(4.0)
+    assert clock.attempt_s is None
+    assert list(clock.marks) == [("choose", 2.0), ("reserve", 3.0), ("failed", 4.0)]
+    for n in range(1000):
+        clock.chooses(5.0 + n)
+    assert (len(clock.marks), clock.marks[-1]) == (256, ("choose", 1004.0))

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from disagg_router.dispatch.attempt import Trace
 from disagg_router.dispatch.request_state import RequestState
+from disagg_router.dispatch.trace import Trace
 from disagg_router.objectives import Objectives
 from disagg_router.openai.generation import Generation
 from disagg_router.openai.outcomes import failed_or_late, kept

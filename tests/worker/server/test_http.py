@@ -20,6 +20,7 @@ from tests.worker.server.rig import KEY, body, make_settings, prompt, running, s
 from disagg_protocol import body_errors
 from disagg_protocol.bodies import Line
 from disagg_protocol.event_stream import NdjsonResponse
+from disagg_wire import spent_time
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.server.worker import Worker
 
@@ -161,11 +162,15 @@ async def test_metrics_have_the_names_that_autoscaling_and_dashboards_read(tiny:
 
 async def test_a_prompt_is_cached_for_its_tenant_and_the_metrics_tell(tiny: Path) -> None:
     async with running("both", tiny) as one:
-        cached = []
+        cached, spent = [], []
         for tenant in ("a", "a", "b"):
             lines = await one.lines("decode", body(prompt(40)) | {"mode": "local", "tenant": tenant})
             cached.append([line.get("cached_tokens") for line in lines if line["type"] == "token"])
+            spent += [line["spent"] for line in lines if "spent" in line]
         assert [c[0] for c in cached] == [0, 32, 0]
+        told = [spent_time.parse(value) for value in spent]
+        assert len(told) == 3
+        assert all(t is not None and t.wait_s >= 0 and t.compute_s > 0 for t in told)
         assert all(rest == [None] * len(rest) for _, *rest in cached)
         families = {f.name: f for f in text_string_to_metric_families((await one.http.get("/metrics")).text)}
         assert families["disagg_worker_cached_tokens"].samples[0].value == 32

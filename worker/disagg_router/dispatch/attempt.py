@@ -7,18 +7,17 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from disagg_router.dispatch.legs import LegEnded, LegLine, Legs, LegTaken
 from disagg_router.dispatch.request_state import ProtocolViolation, RequestState, Token
-from disagg_router.dispatch.stage_clock import StageClock
 from disagg_router.dispatch.tail_times import Stage, Tails
+from disagg_router.dispatch.trace import SLOW_PREFILL, Trace
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.client import Line, WorkerClient
 from disagg_router.workers.pair_choice import Choice, has_other, pair_key
 from disagg_router.workers.pair_link import reported
 from disagg_router.workers.table import WorkerTable
-from disagg_router.workers.worker_info import Worker
 from disagg_wire import codes, series
 from disagg_wire.protocol import FEATURE_FIRST_TOKEN_FROM_DECODE
 from disagg_wire.roles import BOTH
@@ -31,59 +30,10 @@ _REASON_S = 1.0
 _TIMER_S = 0.01
 # Errors that every worker would answer in the same way.
 _FINAL = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG, codes.DEADLINE_EXCEEDED)
-# Errors that say nothing against workers: they are the client's, or of workers that are busy or go.
-SLOW_PREFILL = "slow_prefill"
-_BLAMELESS = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG, codes.DRAINING, codes.NO_CAPACITY, SLOW_PREFILL)
 # Errors that mean "not now, not here", with the pool that is full where it is not the one that
 # answered. A ticket expires when prefill has not begun in time, that is, when the queue of prefill
 # is long.
 _ELSEWHERE = {codes.DRAINING: None, codes.NO_CAPACITY: None, codes.TICKET_EXPIRED: "prefill"}
-
-
-@dataclass(slots=True)
-class Trace:
-    """A record of what happened to a request; it describes the last attempt unless a field says
-    otherwise.
-
-    Times are durations in seconds.
-    """
-
-    prefill: Worker | None = None
-    """The worker that computed the prompt; None if decode did."""
-    decode: Worker | None = None
-    """The worker that generated the tokens; None if prefill answered alone."""
-    path: str = ""
-    """One of "remote", "local" and "prefill_only"."""
-    reason: str = ""
-    """Why its prompt was prefilled there, a value of the label `reason` of its series."""
-    kv_bytes: int | None = 0
-    """The bytes of KV that were moved; None if the engine does not know."""
-    transfer_s: float | None = 0.0
-    """The duration of the transfer; None if the engine does not know."""
-    exposed_s: float | None = 0.0
-    """The part of the transfer that was not hidden behind the computation of prefill; None if the
-    engine does not know.
-    """
-    interface: str = ""
-    """The network interface that the KV was moved over."""
-    transport: str = ""
-    """What moved the KV, one of disagg_wire.engines.TRANSPORTS; empty if it is not known."""
-    evidence: str = ""
-    """How that is known, one of disagg_wire.engines.EVIDENCE."""
-    weakened: frozenset[str] = frozenset()
-    """The promises that a failover has weakened (docs/protocol.md), over all attempts."""
-    queue_s: float = 0.0  # waiting for room, over all attempts
-    held_s: float = 0.0  # the part of it for which there were no workers of the model
-    attempts: int = 0  # over all attempts; waiting for room does not count as one
-    clock: StageClock = field(default_factory=StageClock)  # over all attempts
-    broken: tuple[Worker | None, Worker | None] | None = None
-    """The prefill and the decode worker of the first attempt that failed by no fault of the client,
-    or that they had taken and did not begin in time; None if none did.
-    """
-
-    def note_failure(self, failure: AttemptFailed | NoRoom) -> None:
-        if self.broken is None and failure.reason not in _BLAMELESS:
-            self.broken = self.prefill, self.decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +109,7 @@ class Attempt:
         self._prefilling = contextlib.ExitStack()
         self._began_s = time.monotonic()
         self._probed = table.breaker.probe(self._keys, self._began_s)
-        trace.prefill, trace.decode, trace.path = choice.prefill, choice.decode, _path(choice)
-        trace.reason = _reason(choice)
-        trace.kv_bytes, trace.transfer_s, trace.exposed_s = 0, 0.0, 0.0
-        trace.interface, trace.transport, trace.evidence = "", "", ""
+        trace.begin(choice.prefill, choice.decode, _path(choice), _reason(choice))
 
     async def items(self) -> AsyncGenerator[Token | Finished]:
         """Yield the tokens in order, then Finished. Raises NoRoom or AttemptFailed."""
@@ -290,6 +237,8 @@ class Attempt:
         kind, trace = line["type"], self._trace
         if kind == "token":
             if leg == "decode":  # the prompt is computed, by whichever worker
+                if "cached_tokens" in line:  # here, with this token
+                    trace.computed(line)
                 self._prefilling.close()
                 if self._probed:  # No need to wait for the end of a long answer.
                     self._succeeded()
@@ -298,6 +247,7 @@ class Attempt:
                 # The one that counts is decode's, which may be another.
                 raise ProtocolViolation("it sent a token, although the first one comes from decode")
             else:
+                trace.computed(line)
                 self._stage.first_token(time.monotonic())
             return self._state.token(line)
         if kind == "ticket":
@@ -306,7 +256,8 @@ class Attempt:
             self._take()
         elif kind == "accepted":
             self._accepted = True
-            self._stage.accepted(time.monotonic())
+            trace.moved_s = time.monotonic()
+            self._stage.accepted(trace.moved_s)
             trace.path = str(line["path"])
             if trace.path == "local" and self._choice.prefill is not None and not self._has_ticket:
                 self._prefilled_by_decode()

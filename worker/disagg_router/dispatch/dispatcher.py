@@ -17,11 +17,12 @@ from functools import partial
 from disagg_router.admission.asker import Asker
 from disagg_router.admission.queues import Queues
 from disagg_router.admission.waiting_queue import AdmissionQueue, LeftModel
-from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace
+from disagg_router.dispatch.attempt import Attempt, Finished, Patience
 from disagg_router.dispatch.promises import cannot_go_on, weakened
 from disagg_router.dispatch.request_state import RequestState, Token
 from disagg_router.dispatch.retry_budget import RetryBudget
 from disagg_router.dispatch.tail_times import Tails
+from disagg_router.dispatch.trace import Trace
 from disagg_router.errors import ApiError, AttemptFailed, NoRoom
 from disagg_router.metrics import Metrics
 from disagg_router.objectives import Objectives
@@ -144,6 +145,7 @@ class Dispatcher:
         while True:
             choice: Choice | None = None
             try:
+                trace.clock.chooses(time.monotonic())
                 choice = self._choose(state, visit.full, trace)
                 trace.attempts = state.failures + 1
                 trace.clock.attempt(time.monotonic())

@@ -12,9 +12,10 @@ import logging
 import secrets
 import time
 
-from disagg_router.dispatch.attempt import Finished, Trace
+from disagg_router.dispatch.attempt import Finished
 from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.request_state import RequestState
+from disagg_router.dispatch.trace import Trace
 from disagg_router.errors import ROUTER_EXHAUSTED, AttemptFailed, NoRoom
 from disagg_router.workers.pair_choice import Choice, handshake_pairs, pair_key
 from disagg_router.workers.pair_link import Link

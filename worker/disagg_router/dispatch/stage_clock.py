@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 
+from disagg_router.tracing.attempt_record import CHOOSE, FAILED
 from disagg_wire import series
+
+# A request that waits for long may go through more; the last ones are remembered.
+_MOST_MARKS = 256
 
 
 class StageClock:
-    """The seconds of one request in each stage; it is in one of them at any time."""
+    """The seconds of one request in each stage; it is in one of them at any time.
+
+    `marks` are the changes with their times, before and after the first token.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.marks: deque[tuple[str, float]] = deque(maxlen=_MOST_MARKS)
+        self.attempt_s: float | None = None
+        """The time at which the present attempt began, if there is one."""
         self._stage = series.ADMIT
         self._since_s: float | None = None
         self._before_attempt: dict[str, float] | None = None
@@ -26,15 +36,23 @@ class StageClock:
         """Note that the request goes on to another stage."""
         self._spend(now_s)
         self._stage = stage
+        self.marks.append((stage, now_s))
+
+    def chooses(self, now_s: float) -> None:
+        """Note that workers are chosen now, which is part of the stage before."""
+        self.marks.append((CHOOSE, now_s))
 
     def attempt(self, now_s: float) -> None:
         """Note that workers are asked."""
         self.enter(series.RESERVE, now_s)
+        self.attempt_s = now_s
         self._before_attempt = self.seconds.copy()
 
     def failed(self, now_s: float) -> None:
         """Note that what workers were asked for came to nothing: its time was a retry's."""
         self._spend(now_s)
+        self.marks.append((FAILED, now_s))
+        self.attempt_s = None
         if (before := self._before_attempt) is not None:
             lost_s = sum(self.seconds.values()) - sum(before.values())
             self.seconds = before

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import random
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from disagg_router.errors import ApiError
+from disagg_router.guarded_socket import RefusedAddress, socket_factory
 from disagg_router.settings import Settings
-from disagg_wire.refused_addresses import refused_address, refused_host
 
 # Such a request is answered by the pools, so that a service that leads back here ends no router.
 MARK = "x-disagg-upstream"
@@ -26,21 +23,6 @@ _PASSED_ON = ("accept", "authorization", "content-type", "traceparent", "tracest
 # Pieces are passed on as they are, to a client that may not know their encoding.
 _OF_OURS = {MARK: "1", "accept-encoding": "identity"}
 _PIECE_BYTES = 64 << 10
-
-
-class _RefusedAddress(OSError):
-    """Raised instead of a connection to an address where clouds hand out credentials."""
-
-
-def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Return a socket for an address, as getaddrinfo gives it. Raises _RefusedAddress.
-
-    It is called with the very address of each connection, whatever a name led to before.
-    """
-    family, kind, protocol, _, place = address
-    if refused_address(str(place[0])):
-        raise _RefusedAddress(errno.EACCES, "a link-local address")
-    return socket.socket(family, kind, protocol)
 
 
 class Upstream:
@@ -97,7 +79,7 @@ class Upstream:
         except TimeoutError:
             raise ApiError(504, "the upstream did not answer in time", code="upstream_timeout") from None
         except (aiohttp.ClientError, OSError) as error:
-            refused = isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, _RefusedAddress)
+            refused = isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, RefusedAddress)
             why = "its name leads to a link-local address" if refused else type(error).__name__
             raise ApiError(502, f"the upstream failed: {why}", code="upstream_failed") from None
         finally:
@@ -135,7 +117,7 @@ class Upstream:
                     limit=0,
                     keepalive_timeout=_KEPT_S,
                     # The operator admits such a URL only if the policy of the namespace names it.
-                    socket_factory=None if refused_host(urlsplit(self._url).hostname or "") else _socket,
+                    socket_factory=socket_factory(self._url),
                 ),
                 # One client's cookies would go there with the requests of all others.
                 cookie_jar=aiohttp.DummyCookieJar(),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 from disagg_router.errors import ApiError
-from disagg_router.openai import outcomes
+from disagg_router.openai import outcomes, request_spans
 from disagg_router.openai.generation import Generation
+from disagg_router.openai.request_spans import RequestRecord
 from disagg_router.router import Router
 from disagg_wire import series
 
@@ -29,9 +31,14 @@ class Account:
     `generations` are its choices once they are planned.
     """
 
-    def __init__(self, router: Router, endpoint: str) -> None:
+    def __init__(self, router: Router, endpoint: str, traceparents: Sequence[str] = ()) -> None:
         self._router = router
         self._endpoint = endpoint
+        self.record: RequestRecord | None = None
+        """What is noted for its trace, if requests are traced."""
+        if router.tracer is not None:
+            self.record = RequestRecord(router.tracer.begin(traceparents), endpoint)
+        self._code: str | None = None
         self.generations: list[Generation] = []
         self.shown_id = "-"
         """The ID in `x-request-id` of the answer."""
@@ -44,9 +51,13 @@ class Account:
         """Count the request by the status of its answer, unless that has only begun."""
         if not self.streams:
             self._router.metrics.requests.labels(self._endpoint, str(status)).inc()
+            if self.record is not None and not self.relayed:
+                self.record.shown_id = self.shown_id
+                request_spans.over(self._router, self.record, self.generations, status, self._code)
 
     def refused(self, error: ApiError) -> None:
         """Count a request for which no choice was even planned, if that is the service's fault."""
+        self._code = error.code
         if not (self.generations or self.relayed) and outcomes.tells_of_service(error.status):
             self._router.generations.over(outcome_of(error, has_first=False))
 
@@ -60,6 +71,7 @@ class Account:
 
     def failed(self, g: Generation, error: ApiError) -> None:
         """Note with what a choice ends."""
+        self._code = error.code
         if outcomes.tells_of_service(error.status):
             g.failed, g.error = True, error
             self._router.metrics.failed(has_first=bool(g.first_s))
@@ -121,9 +133,10 @@ class Account:
         prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
         log.info(
             "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%s"
-            " transfer_ms=%s attempts=%d queue_ms=%.1f reason=%s id=%s",
+            " transfer_ms=%s attempts=%d queue_ms=%.1f reason=%s id=%s%s",
             g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), g.tokens, 1e3 * g.ttft_s,
             "-" if g.trace.kv_bytes is None else g.trace.kv_bytes,
             "-" if g.trace.transfer_s is None else f"{1e3 * g.trace.transfer_s:.1f}",
             g.trace.attempts, 1e3 * g.trace.queue_s, g.trace.reason, self.shown_id,
+            "" if self.record is None else f" trace={self.record.trace.trace_id.hex()}",
         )  # fmt: skip

@@ -8,6 +8,8 @@ import secrets
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID = b"x-request-id"
+# The ID of the trace of a request, if requests are traced.
+TRACE_ID = "x-disagg-trace-id"
 # The place of the name in the scope of a request.
 SHOWN_ID = "disagg.shown_id"
 _ACCEPTED = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")

@@ -26,7 +26,7 @@ from disagg_router.dispatch.dispatcher import ModelReplaced
 from disagg_router.errors import ApiError
 from disagg_router.openai import body_errors, outcomes, schema
 from disagg_router.openai.account import Account
-from disagg_router.openai.answer_headers import SHOWN_ID
+from disagg_router.openai.answer_headers import SHOWN_ID, TRACE_ID
 from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
 from disagg_router.openai.body import loads
@@ -38,6 +38,7 @@ from disagg_router.openai.pumped_response import PumpedResponse, while_connected
 from disagg_router.openai.relay import relayed
 from disagg_router.openai.streaming import SseResponse, merge
 from disagg_router.router import Router
+from disagg_router.tracing.trace_context import TRACEPARENT
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
 from disagg_wire.request_bodies import RequestBodies
 from disagg_wire.tenants import scope_of, share_of
@@ -117,7 +118,8 @@ class Api:
         A stream counts when it is over, with the status of the error that it ends with, if any.
         """
         quota: Quota | None = None
-        account = Account(self._router, endpoint)
+        account = Account(self._router, endpoint, request.headers.getlist(TRACEPARENT))
+        account.shown_id = request.scope.get(SHOWN_ID, "-")
         with contextlib.ExitStack() as running:
             refused: LimitReached | None = None
             try:
@@ -136,6 +138,8 @@ class Api:
             except Exception:
                 log.exception("a request failed")
                 answer = _error(_internal())
+            if account.record is not None and not account.relayed:
+                answer.headers[TRACE_ID] = account.record.trace.trace_id.hex()
             if quota is not None:
                 answer.raw_headers += quota.headers(time.monotonic(), refused)
             if isinstance(answer, PumpedResponse):
@@ -162,7 +166,6 @@ class Api:
         asker = Asker(quota.key.priority, share_of(tenant))
         with self._router.work() as work:
             work.callback(outcomes.followed(self._router, generations))
-            account.shown_id = request.scope.get(SHOWN_ID, "-")
             work.callback(lambda: account.over(streamed=bool(asked.stream)))
             for _ in range(self._router.settings.max_attempts):
                 try:
@@ -173,7 +176,10 @@ class Api:
                     if not generations:
                         outcomes.compare_refused(self._router, error, streamed=bool(asked.stream))
                     raise
+                found_s = time.monotonic()
                 planned = await self._planner.plan(asked, size_bytes, text, model, quota, tenant, arrived_s)
+                if account.record is not None:
+                    account.record.planned(found_s, waited_s)
                 if not generations:
                     prompts = sum(len(g.state.prompt) for g in planned if not g.shares_prompt)
                     quota.prompt(prompts, time.monotonic())
@@ -225,6 +231,8 @@ class Api:
             await events.aclose()
             raise
         account.streams = True
+        if account.record is not None:
+            account.record.streams = True
         return SseResponse(first, events, work.pop_all().close)
 
     async def _whole(self, shape: AnswerFormat, account: Account) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from typing import Any
 
 from disagg_router.admission.asker import Asker
 from disagg_router.admission.quotas import Quota
-from disagg_router.dispatch.attempt import Finished, Trace
+from disagg_router.dispatch.attempt import Finished
 from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.request_state import RequestState
+from disagg_router.dispatch.trace import Trace
 from disagg_router.errors import ApiError
 from disagg_router.openai.answers import Piece
 from disagg_router.openai.sampling import check_prompt, most_chars, sampling_of
@@ -61,6 +62,8 @@ class Generation:
     """Whether a whole answer was given."""
     failed: bool = False
     """Whether the service failed to give one."""
+    finish_reason: str = ""
+    """Why the answer ended, if it is whole."""
     error: ApiError | None = None
     """With what it failed."""
     refused: bool = False
@@ -78,8 +81,9 @@ class Generation:
             async for event in events:
                 if isinstance(event, Finished):
                     self.ended = True
-                    rest = stops.feed(detokenizer.flush())
-                    yield Piece(rest + stops.flush(), finish_reason="stop" if stops.stopped else event.reason)
+                    rest = stops.feed(detokenizer.flush()) + stops.flush()
+                    self.finish_reason = "stop" if stops.stopped else event.reason
+                    yield Piece(rest, finish_reason=self.finish_reason)
                     return
                 self.tokens += 1
                 self._timed(time.monotonic())
@@ -87,7 +91,7 @@ class Generation:
                     self.quota.spend(1, self.last_s)
                 text = "" if event.token in stop_ids else stops.feed(detokenizer.feed(event.token))
                 if stops.stopped:
-                    self.ended = True
+                    self.ended, self.finish_reason = True, "stop"
                     yield Piece(text, (event,), "stop")
                     return
                 yield Piece(text, (event,))

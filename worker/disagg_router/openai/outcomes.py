@@ -99,9 +99,14 @@ def missed(g: Generation, objectives: Objectives, now_s: float) -> bool:
 
 def _met(g: Generation, objectives: Objectives, now_s: float) -> bool | None:
     """Return whether the client saw what the objectives ask, or None if nobody can tell (yet)."""
-    if _is_late(g, objectives, now_s) or _is_slow(g, objectives, now_s):
+    if late_or_slow(g, objectives, now_s):
         return False
     return True if g.ended else None
+
+
+def late_or_slow(g: Generation, objectives: Objectives, now_s: float) -> bool:
+    """Return whether an objective has been missed, by a choice that has not failed."""
+    return _is_late(g, objectives, now_s) or _is_slow(g, objectives, now_s)
 
 
 def failed_or_late(g: Generation, objectives: Objectives, now_s: float) -> bool:

@@ -73,6 +73,8 @@ class Sequence:
     """The number of layers of the next blocks that were reported to the sender."""
     cached_tokens: int | None = None
     """The tokens of the prompt that were found in the cache when it first started; None before."""
+    begun_at_s: float | None = None
+    """The monotonic time at which the computation of its prompt began; None before."""
     is_rest: bool = False
     """Whether what is computed of the prompt is the rest that is computed here by choice."""
     told_cached: bool = False

@@ -12,6 +12,7 @@ import torch
 
 from disagg_protocol.events import CANCELLED, EndEvent, ErrorEvent, Event, TokenEvent
 from disagg_wire import codes
+from disagg_wire.spent_time import Spent
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.steps import Outcome
@@ -95,7 +96,8 @@ class Settler:
             self.late_prompts += 1
         s.tokens.append(outcome.token)
         self.generated_tokens += 1
-        event = TokenEvent(s.emitted - 1, outcome.token, outcome.logprob, outcome.top_logprobs, self._cached_tokens(s))
+        told = () if s.told_cached else self._of_prompt(s)
+        event = TokenEvent(s.emitted - 1, outcome.token, outcome.logprob, outcome.top_logprobs, *told)
         self._tell(s, event)
         reason = s.finish_reason(self._max_len)
         if reason is not None:
@@ -113,12 +115,14 @@ class Settler:
             s.grammar.ask(s.tokens[s.prompt_tokens :])
 
     @staticmethod
-    def _cached_tokens(s: Sequence) -> int | None:
-        """Return the number of cached tokens with the first token that was computed from the prompt
-        here, then None.
+    def _of_prompt(s: Sequence) -> tuple[int | None, Spent | None]:
+        """Return what the first token that was computed from the prompt here says of it, once: the
+        number of cached tokens, and the time that it took.
         """
-        told, s.told_cached = s.told_cached, True
-        return None if told else s.cached_tokens
+        s.told_cached = True
+        if s.begun_at_s is None:
+            return s.cached_tokens, None
+        return s.cached_tokens, Spent(s.begun_at_s - s.queued_at_s, time.monotonic() - s.begun_at_s)
 
     def end(self, s: Sequence, event: EndEvent | ErrorEvent, *, poisoned: bool = False) -> None:
         """End a sequence; this is its only way out of the engine (idempotent).

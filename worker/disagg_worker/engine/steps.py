@@ -87,6 +87,8 @@ class Steps:
         Returns the next token of each sequence that is computed to its end, and the failures.
         """
         began_s = time.perf_counter()
+        for s, _ in work:
+            s.begun_at_s = s.begun_at_s or time.monotonic()
         with torch.inference_mode():
             cleared = [b for s, n in work for b in self._partly_filled(s, n)]
             ready = [(s, _sent(s, end)) for s, n in work if (end := self._final_blocks(s, n)) > s.reported]
