@@ -9,14 +9,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from disagg_wire.cluster_key import ClusterKeyError, read_key
-from disagg_wire.environment import WorkerVariable, fields_in, variable_of
+from disagg_wire.environment import SettingsError, WorkerVariable, fields_in, refused
 from disagg_wire.integrity import MAC, Integrity
 from disagg_wire.roles import Role
 from disagg_worker.values.choices import Numerics
-
-
-class SettingsError(Exception):
-    """Raised when a variable is missing or wrong; the message names it."""
 
 
 class Settings(BaseModel):
@@ -231,5 +227,4 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(fields_in(environment))
     except ValidationError as error:
-        lines = [f"{variable_of(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
-        raise SettingsError("; ".join(lines)) from None
+        raise refused(error.errors()) from None

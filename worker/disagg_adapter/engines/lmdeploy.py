@@ -36,7 +36,7 @@ from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
 from disagg_adapter.engines.kept_stream import KeptStreams
 from disagg_adapter.engines.lmdeploy_answers import Cut, delta_of, fault_of, request_body
 from disagg_adapter.engines.lmdeploy_pairs import RDMA_PROTOCOL, LmdeployPairs, engine_info
-from disagg_adapter.engines.prometheus_text import parse_samples
+from disagg_adapter.engines.prometheus_text import parse_samples, read_samples
 from disagg_protocol.errors import InvalidInput
 from disagg_wire import codes
 from disagg_wire.engine_metrics.lmdeploy import readings_of
@@ -186,10 +186,7 @@ class Lmdeploy(Engine):
         return MAX_TOKENS
 
     async def read(self) -> Readings:
-        try:
-            return readings_of(parse_samples(await self._http.text("/metrics", _HTTP_S)))
-        except EngineAnswer as answer:
-            raise EngineFault(codes.INTERNAL, str(answer)) from None
+        return readings_of(await read_samples(self._http))
 
     def check(self, work: Work) -> None:
         sampling, structured = work.sampling, work.sampling.structured

@@ -28,7 +28,7 @@ from disagg_adapter.engines.contract import (
 )
 from disagg_adapter.engines.formats import name_of
 from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
-from disagg_adapter.engines.prometheus_text import parse_samples
+from disagg_adapter.engines.prometheus_text import parse_samples, read_samples
 from disagg_adapter.engines.sglang_answers import (
     delta_of,
     ended_as_asked,
@@ -153,10 +153,7 @@ class Sglang(Engine):
         return frozenset(found)
 
     async def read(self) -> Readings:
-        try:
-            return readings_of(parse_samples(await self._http.text("/metrics", _HTTP_S)))
-        except EngineAnswer as answer:
-            raise EngineFault(codes.INTERNAL, str(answer)) from None
+        return readings_of(await read_samples(self._http))
 
     def check(self, work: Work) -> None:
         sampling, structured = work.sampling, work.sampling.structured

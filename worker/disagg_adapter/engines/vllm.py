@@ -26,7 +26,7 @@ from disagg_adapter.engines.contract import (
 )
 from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
 from disagg_adapter.engines.kept_stream import KeptStreams, deltas_of
-from disagg_adapter.engines.prometheus_text import parse_samples
+from disagg_adapter.engines.prometheus_text import parse_samples, read_samples
 from disagg_protocol.errors import InvalidInput
 from disagg_wire import codes, problems
 from disagg_wire.engine_metrics.readings import Readings
@@ -127,10 +127,7 @@ class Vllm(Engine):
         )
 
     async def read(self) -> Readings:
-        try:
-            return readings_of(parse_samples(await self._http.text("/metrics", _HTTP_S)))
-        except EngineAnswer as answer:
-            raise EngineFault(codes.INTERNAL, str(answer)) from None
+        return readings_of(await read_samples(self._http))
 
     def check(self, work: Work) -> None:
         structured = work.sampling.structured
