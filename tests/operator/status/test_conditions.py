@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from disagg_operator.status import changes, conditions
-from disagg_operator.status.conditions import Condition, Intent, PoolIntent
+from disagg_operator.status.conditions import Intent, PoolIntent
 from disagg_operator.status.effectiveness import Verdict
 from disagg_operator.status.kv_links import RouterView, WorkerLink
 from disagg_operator.status.pod_problems import Problem
+from disagg_operator.status.stamping import Condition
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
