@@ -153,23 +153,6 @@ def test_the_same_inputs_give_the_same_status_at_any_time() -> None:
     assert conditions.build(INTENT, seen(), first, LATER) == first
 
 
-def test_a_transition_time_moves_only_with_the_status() -> None:
-    first = conditions.build(INTENT, seen(decode=starting("decode")), {}, NOW)
-    second = conditions.build(INTENT, seen(decode=starting("decode", PULL)), first, LATER)
-    third = conditions.build(INTENT, seen(), second, LATER)
-
-    def ready(of: dict[str, Any]) -> dict[str, Any]:
-        return next(c for c in of["conditions"] if c["type"] == "DecodeReady")
-
-    assert (ready(second)["reason"], ready(second)["lastTransitionTime"]) == ("ImagePull", NOW)
-    assert (ready(third)["status"], ready(third)["lastTransitionTime"]) == ("True", LATER)
-
-
-def test_an_endless_message_is_cut() -> None:
-    built = conditions.build(INTENT, seen(decode=starting("decode", Problem("ImagePull", "x" * 5000))), {}, NOW)
-    assert all(len(c["message"]) <= 2048 for c in built["conditions"])
-
-
 def test_columns_and_counts() -> None:
     built = conditions.build(INTENT, seen(decode=starting("decode")), {}, NOW)
     assert (built["prefill"], built["decode"]) == ("1/1", "0/1")
