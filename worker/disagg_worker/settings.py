@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from disagg_wire.cluster_key import ClusterKeyError, read_key
 from disagg_wire.environment import SettingsError, WorkerVariable, fields_in, refused
+from disagg_wire.eviction import Eviction
 from disagg_wire.integrity import MAC, Integrity
 from disagg_wire.roles import Role
 from disagg_worker.values.choices import Numerics
@@ -160,7 +161,7 @@ class Settings(BaseModel):
     prefix_cache: bool = Field(
         True, description="Whether the KV of earlier prompts of the same tenant is used again for equal prefixes."
     )
-    eviction: Literal["lru", "fifo"] = Field(
+    eviction: Eviction = Field(
         "lru",
         description="The cached KV block that is evicted first: the one that nobody has used for longest (lru) or the "
         "one that was computed first (fifo).",
