@@ -12,7 +12,6 @@ REPO_DIR = E2E_DIR.parent
 NODE_NAME = "disagg-node"
 NODE_BRIDGE = "disagg-node0"
 NODE_IP = "172.30.0.1"
-NODE_CIDR = "172.30.0.0/24"
 POD_BRIDGE = "disagg-pods0"
 POD_GATEWAY = "10.244.0.1"
 POD_CIDR = "10.244.0.0/24"

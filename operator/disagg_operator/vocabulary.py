@@ -20,3 +20,13 @@ FIELD_MANAGER = "disagg-operator"
 # release. Each new value asks once. Status repeats the start of the one that was carried out.
 UPDATE_RUNTIME = "disagg.dev/update-runtime"
 MOST_OF_A_REQUEST = 256
+
+
+def map_in(value: Any) -> Obj:
+    """Return the value of a field that should be a map, or {} if it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def maps_in(value: Any) -> Objs:
+    """Return the maps in the value of a field that should be a list of them."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +18,7 @@ import httpx
 import uvicorn
 from starlette.applications import Starlette
 from tests.fakes.adapter_engine import FakeEngine, token_of
+from tests.protocol.client import HEADERS, KEY, Client, Line, body, tokens_of
 
 from disagg_adapter.engines.contract import Engine
 from disagg_adapter.model_folder import ModelFolder
@@ -27,22 +27,17 @@ from disagg_adapter.server.adapter import Adapter
 from disagg_adapter.settings import Settings
 from disagg_protocol.app import create_app
 from disagg_protocol.process import QuietServer
-from disagg_wire.cluster_key import bearer_of
 from disagg_wire.protocol import TRANSFER_HEADER
 
-KEY = b"k" * 32
-HEADERS = {"authorization": f"Bearer {bearer_of(KEY)}"}
-Line = dict[str, Any]
 FILES = ModelFolder("digest", 2048, (0,), None, 64, {"digest": "d"})
 
 
 @dataclass(frozen=True)
-class Running:
+class Running(Client):
     """An adapter that serves."""
 
     adapter: Adapter
     engine: FakeEngine
-    http: httpx.AsyncClient
 
     async def until(self, what: Callable[[], bool]) -> None:
         await until(what)
@@ -56,17 +51,6 @@ class Running:
         await until(lambda: ledger.free_blocks() == ledger.blocks and len(ledger) == 0)
         assert self.adapter.work_done.queued_prompts == 0
         assert self.adapter.door._expected == {}
-
-    @asynccontextmanager
-    async def call(self, role: str, body: Line) -> AsyncIterator[AsyncIterator[Line]]:
-        """Yield the events of one call; leaving closes the connection."""
-        async with self.http.stream("POST", f"/internal/v1/{role}", json=body) as answer:
-            assert answer.status_code == 200, (await answer.aread()).decode()
-            yield (json.loads(line) async for line in answer.aiter_lines())
-
-    async def lines(self, role: str, body: Line) -> list[Line]:
-        async with self.call(role, body) as events:
-            return [line async for line in events]
 
     async def refused(self, role: str, body: Line) -> tuple[int, str, str]:
         answer = await self.http.post(f"/internal/v1/{role}", json=body)
@@ -150,7 +134,7 @@ async def served(adapter: Adapter, engine: FakeEngine) -> AsyncIterator[Running]
         url = f"http://{host}:{port}"
         async with httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=30, trust_env=False) as http:
             try:
-                yield Running(adapter, engine, http)
+                yield Running(http, adapter, engine)
             finally:
                 await adapter.sender.close()
 
@@ -171,23 +155,8 @@ async def running(role: str, folder: Path, engine: FakeEngine | None = None, **c
             await asyncio.gather(watch, return_exceptions=True)
 
 
-def body(tokens: list[int], prompt_tokens: int | None = None, **sampling: Any) -> Line:
-    return {
-        "request_id": "r1",
-        "epoch": 0,
-        "tokens": tokens,
-        "prompt_tokens": prompt_tokens or len(tokens),
-        "sampling": {"seed": 1, "max_new_tokens": 8, "temperature": 0.0} | sampling,
-        "deadline_s": 60.0,
-    }
-
-
 PROMPT = list(range(1, 41))
 EXPECTED = [(n, token_of(PROMPT, n)) for n in range(8)]
-
-
-def tokens_of(lines: list[Line]) -> list[tuple[int, int]]:
-    return [(line["index"], line["token"]) for line in lines if line["type"] == "token"]
 
 
 @dataclass(frozen=True)

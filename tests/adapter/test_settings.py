@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from disagg_adapter.settings import SettingsError, from_environment
+from disagg_adapter.settings import from_environment
 from disagg_wire.engines import VLLM
-from disagg_wire.environment import AdapterOption, AdapterVariable
+from disagg_wire.environment import AdapterOption, AdapterVariable, SettingsError
 
 GOOD = {
     str(AdapterVariable.ROLE): "decode",

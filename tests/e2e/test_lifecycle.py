@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.e2e import rig
-from tests.e2e.traffic import Traffic, traffic
+from tests.e2e.traffic import traffic
 
 from access import router_url
 from disagg_wire import series
@@ -64,14 +64,6 @@ async def _edit(cluster: Cluster, **spec: Any) -> None:
     await asyncio.to_thread(lambda: rig.edit(cluster, NAME, **spec))
 
 
-async def _more(seen: Traffic, count: int = 20) -> None:
-    """Wait for some more answers."""
-    wanted = len(seen.answers) + count
-    async with asyncio.timeout(_LIMIT_S):
-        while len(seen.answers) < wanted and not seen.failures:
-            await asyncio.sleep(0.1)
-
-
 async def test_a_canary_gets_its_weight_and_is_promoted(life: Cluster, url: str) -> None:
     old = _workers(life)
     canary = {"weight": 10, "minRequests": 30, "analysis": {"ttftSeconds": {"p99": 30}, "tpotSeconds": {"p99": 5}}}
@@ -95,7 +87,7 @@ async def test_a_canary_that_is_worse_goes_back_and_no_serving_worker_goes(life:
         await _edit(life, engine={"image": SLOW}, rollout={"canary": canary})
         await _until(life, "it has failed", lambda: _told(life, "Progressing", "CanaryFailed"))
         await _until(life, "the new workers are gone", lambda: _workers(life) == before)
-        await _more(seen)
+        await seen.more()
         await _edit(life, engine={"image": None}, rollout=None)
         await _until(life, "all is as it was", lambda: _told(life, "Progressing", "RolloutComplete"))
     assert seen.failures == []
@@ -133,12 +125,12 @@ async def test_workers_that_leave_finish_first_and_are_called_back(life: Cluster
         async with _long_answers(life, url):  # Each worker has some, so none has left before it is called back.
             life.kubectl("scale", f"dp/{NAME}-decode", "--replicas=1")
             life.kubectl("scale", f"dp/{NAME}-decode", "--replicas=3")
-        await _more(seen)
+        await seen.more()
         await rig.until_ready(life, NAME, prefill=2, decode=3)
         back = _workers(life)
         life.kubectl("scale", f"dp/{NAME}-decode", "--replicas=2")
         await rig.until_ready(life, NAME, prefill=2, decode=2)
-        await _more(seen)
+        await seen.more()
     assert seen.failures == []
     assert back == three
     assert set(_workers(life).values()) < set(three.values())
@@ -151,7 +143,7 @@ async def test_at_zero_a_request_waits_and_wakes_both_pools(life: Cluster, url: 
         listed = (await http.get(f"{url}/v1/models")).json()["data"]
     assert [m["id"] for m in listed] == [rig.MODEL]
     async with traffic(url) as seen:
-        await _more(seen, 4)
+        await seen.more(4)
         await rig.until_ready(life, NAME, prefill=2, decode=2)
     assert seen.failures == []
     assert life.kubectl("get", "events", "--field-selector", "reason=Woken").count(f"/{NAME}") == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.e2e import rig
-from tests.e2e.traffic import Traffic, expected, traffic
+from tests.e2e.traffic import expected, traffic
 
 from access import router_url
 from kubectl import REPO, SYSTEM_NAMESPACE, Cluster, conditions
@@ -70,14 +70,6 @@ async def _rolled(cluster: Cluster, **counts: int) -> None:
     await rig.until_ready(cluster, NAME, **(counts or {"prefill": 2, "decode": 2}))
 
 
-async def _more(seen: Traffic, count: int = 20) -> None:
-    """Wait for some more answers."""
-    wanted = len(seen.answers) + count
-    async with asyncio.timeout(_LIMIT_S):
-        while len(seen.answers) < wanted and not seen.failures:
-            await asyncio.sleep(0.1)
-
-
 async def _edit(cluster: Cluster, **spec: Any) -> None:
     await asyncio.to_thread(lambda: rig.edit(cluster, NAME, **spec))
 
@@ -118,10 +110,10 @@ async def test_an_edit_replaces_all_workers_and_no_request_fails(
 ) -> None:
     before = _workers(fleet)
     async with traffic(url) as seen:
-        await _more(seen)
+        await seen.more()
         await _edit(fleet, engine=change)
         await _rolled(fleet)
-        await _more(seen)
+        await seen.more()
     assert seen.failures == []
     assert not before & _workers(fleet)
 
@@ -130,14 +122,14 @@ async def test_another_model_answers_under_its_own_name_alone(fleet: Cluster, ur
     """Old name and old weights serve until new weights serve under the new name."""
     before, known = _workers(fleet), await expected(url, rig.MODEL)
     async with traffic(url, known=known, leaves=True) as old:
-        await _more(old)
+        await old.more()
         await _edit(fleet, model={"uri": f"file:///models/{OTHER}"})
         await _until(fleet, "a new pair serves", lambda: len(_workers(fleet) - before) >= 2)
         served_until_now = len(old.answers)
         await _rolled(fleet)
         known |= await expected(url, OTHER)
         async with traffic(url, model=OTHER, known=known) as new:
-            await _more(new)
+            await new.more()
     assert (old.failures, old.wrong, new.failures, new.wrong) == ([], [], [], [])
     assert len(old.answers) >= served_until_now > 0
     assert len({a.weights for a in old.answers} | {a.weights for a in new.answers}) == 2
@@ -147,12 +139,12 @@ async def test_another_model_answers_under_its_own_name_alone(fleet: Cluster, ur
 async def test_a_model_is_taken_back_in_the_middle_and_no_serving_worker_goes(fleet: Cluster, url: str) -> None:
     before, known = _workers(fleet), await expected(url, OTHER)
     async with traffic(url, model=OTHER, known=known) as seen:
-        await _more(seen)
+        await seen.more()
         await _edit(fleet, model={"uri": f"file:///models/{rig.MODEL}"})
         await _until(fleet, "a new worker has begun", lambda: bool(_workers(fleet) - before))
         await _edit(fleet, model={"uri": f"file:///models/{OTHER}"})
         await _rolled(fleet)
-        await _more(seen)
+        await seen.more()
     assert (seen.failures, seen.wrong) == ([], [])
     assert _workers(fleet) == before
 
@@ -166,7 +158,7 @@ async def test_an_edit_in_the_middle_of_a_rollout_goes_straight_to_the_last_one(
         await _rolled(fleet)
     assert (seen.failures, seen.wrong) == ([], [])
     async with traffic(url, known=await expected(url, rig.MODEL)) as seen:
-        await _more(seen)
+        await seen.more()
     assert (seen.failures, seen.wrong) == ([], [])
 
 
@@ -180,7 +172,7 @@ async def test_a_pool_is_scaled_and_the_operator_killed_in_the_middle(fleet: Clu
         await _rolled(fleet, prefill=2, decode=3)
         await _edit(fleet, engine={"dtype": "float32"}, decode={"replicas": 2})
         await _rolled(fleet)
-        await _more(seen)
+        await seen.more()
     assert seen.failures == []
     assert not before & _workers(fleet)
 
@@ -193,7 +185,7 @@ async def test_an_image_that_does_not_exist_is_told_and_rolled_back(fleet: Clust
         await _until(fleet, "it is told", lambda: "absent" in rig.diagnosis(fleet, NAME))
         await _until(fleet, "it is rolled back", lambda: _told(fleet, "RolledBack"))
         await _until(fleet, "the new workers are gone", lambda: _workers(fleet) == before)
-        await _more(seen)
+        await seen.more()
         await _edit(fleet, engine={"image": IMAGES[1]}, rollout=None)
         await _rolled(fleet)
     assert seen.failures == []
@@ -209,7 +201,7 @@ async def test_an_image_that_crashes_is_told_with_its_last_words_and_undone(flee
         disagg = Path(sys.executable).with_name("disagg")
         await asyncio.to_thread(fleet.run, disagg, "rollout", "undo", NAME, "-n", fleet.namespace)
         await _rolled(fleet)
-        await _more(seen)
+        await seen.more()
     assert seen.failures == []
     assert _workers(fleet) == before
 
@@ -220,7 +212,7 @@ async def test_a_full_cluster_rolls(fleet: Cluster, url: str) -> None:
         async with traffic(url) as seen:
             await _edit(fleet, engine={"dtype": "bfloat16"})
             await _rolled(fleet)
-            await _more(seen)
+            await seen.more()
     assert seen.failures == []
     assert not before & _workers(fleet)
 
@@ -231,12 +223,12 @@ async def test_the_only_pair_of_a_full_cluster_is_exchanged_while_the_routers_ho
     before, known = _workers(fleet), await expected(url, rig.MODEL)
     with _taken(fleet, free=0):
         async with traffic(url, known=known, leaves=True) as seen:
-            await _more(seen)
+            await seen.more()
             await _edit(fleet, model={"uri": f"file:///models/{OTHER}"}, rollout={"maxSurge": 0})
             await _until(fleet, "it is said beforehand", lambda: _told(fleet, "ExchangingPools"))
             async with traffic(url, model=OTHER, concurrency=2, comes=True) as held:
                 await _rolled(fleet, prefill=1, decode=1)
-                await _more(held)
+                await held.more()
     assert (seen.failures, seen.wrong, held.failures) == ([], [], [])
     assert not {a.weights for a in seen.answers} & {a.weights for a in held.answers}
     assert not before & _workers(fleet)

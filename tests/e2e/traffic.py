@@ -19,6 +19,8 @@ from tests.e2e import rig
 _PROMPTS = 8
 _TOKENS = 48
 
+_MORE_LIMIT_S = 300.0
+
 
 @dataclass
 class Traffic:
@@ -34,6 +36,13 @@ class Traffic:
     def pods(self, role: str, since_s: float = 0.0) -> Counter[str]:
         """Return how many of the streams that began since then each pod served."""
         return Counter(a.pod(role) for a in self.answers if a.started_s >= since_s)
+
+    async def more(self, count: int = 20) -> None:
+        """Wait for some more answers."""
+        wanted = len(self.answers) + count
+        async with asyncio.timeout(_MORE_LIMIT_S):
+            while len(self.answers) < wanted and not self.failures:
+                await asyncio.sleep(0.1)
 
 
 def prompt(number: int) -> list[int]:

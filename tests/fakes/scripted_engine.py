@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from tests.connections import serving
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,7 @@ def sse(data: Any) -> bytes:
 async def scripted(path: Path) -> AsyncIterator[ScriptedEngine]:
     """Run the engine of a conversation on a free port of this machine."""
     engine = ScriptedEngine()
-    app = web.Application(client_max_size=64 << 20)
-    app.router.add_route("*", "/{path:.*}", engine.handle)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    engine.load(path, runner.addresses[0][1])
-    try:
+    routes = web.route("*", "/{path:.*}", engine.handle)
+    async with serving(routes, most_bytes=64 << 20, handler_cancellation=True, shutdown_timeout=1) as port:
+        engine.load(path, port)
         yield engine
-    finally:
-        await runner.cleanup()

@@ -210,6 +210,14 @@ class Cluster:
     async def condition(self, kind: str, name: str = "chat") -> Obj:
         return next(c for c in (await self.resource(name))["status"]["conditions"] if c["type"] == kind)
 
+    async def accepted(self, name: str = "chat") -> bool:
+        return bool((await self.condition("Accepted", name))["status"] == "True")
+
+    async def templates(self) -> dict[str, Obj]:
+        """Return the pod templates of the Deployments."""
+        found = await self.kube.list(DEPLOYMENT, self.namespace)
+        return {d["metadata"]["name"]: d["spec"]["template"] for d in found}
+
     async def event(self, reason: str, words: str = "", **selected: str) -> str:
         """Return the message of an Event once there is one; they come after the status."""
 

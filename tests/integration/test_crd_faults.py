@@ -17,7 +17,7 @@ from tests.integration.operator_process import Cluster, Operator, client, eventu
 from tests.releases.recorded import RELEASE
 
 from disagg_operator.kube.errors import KubeError
-from disagg_operator.kube.resources import DEPLOYMENT, EVENT
+from disagg_operator.kube.resources import EVENT
 from disagg_operator.vocabulary import Obj
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
@@ -34,15 +34,6 @@ async def install(cluster: Cluster, folder: Path) -> None:
         crd: Obj = yaml.safe_load(path.read_text())
         params = {"fieldManager": "test", "force": "true"}
         await cluster.raw("PATCH", f"{_CRDS}/{crd['metadata']['name']}", crd, "application/apply-patch+yaml", params)
-
-
-async def templates(cluster: Cluster) -> dict[str, Obj]:
-    found = await cluster.kube.list(DEPLOYMENT, cluster.namespace)
-    return {d["metadata"]["name"]: d["spec"]["template"] for d in found}
-
-
-async def accepted(cluster: Cluster, name: str) -> bool:
-    return bool((await cluster.condition("Accepted", name))["status"] == "True")
 
 
 async def arguments(cluster: Cluster) -> list[str] | None:
@@ -71,12 +62,12 @@ async def crds_come_and_go(cluster: Cluster, running: Operator) -> None:
     await install(cluster, RELEASE / "crds")
     await works("the old kinds are served", lambda: edit(cluster, "one"))
     await shown(cluster, "one")
-    await eventually("accepted", lambda: accepted(cluster, "chat"))
-    old = await templates(cluster)
+    await eventually("accepted", lambda: cluster.accepted("chat"))
+    old = await cluster.templates()
     await install(cluster, REPO / "crds")
     await works("the new kinds are served", lambda: cluster.apply_resource("newer", **NEWER))
-    await eventually("accepted", lambda: accepted(cluster, "newer"))
-    now = await templates(cluster)
+    await eventually("accepted", lambda: cluster.accepted("newer"))
+    now = await cluster.templates()
     assert {name: now[name] for name in old} == old
 
     # Downgraded, the API server shows another resource of the same generation.
@@ -94,7 +85,7 @@ async def crds_come_and_go(cluster: Cluster, running: Operator) -> None:
     await eventually("that is told", told)
     await edit(cluster, "two")
     await shown(cluster, "two")
-    still = await templates(cluster)
+    still = await cluster.templates()
     assert {name: still[name] for name in still if name.startswith("newer")} == {
         name: now[name] for name in now if name.startswith("newer")
     }
@@ -115,7 +106,7 @@ async def crds_come_and_go(cluster: Cluster, running: Operator) -> None:
 
 
 async def api_server_dies(cluster: Cluster, running: Operator, machine: Machine) -> None:
-    before, pods = await uids(cluster), await templates(cluster)
+    before, pods = await uids(cluster), await cluster.templates()
     await edit(cluster, "three")
     machine.kill()
 
@@ -129,7 +120,7 @@ async def api_server_dies(cluster: Cluster, running: Operator, machine: Machine)
     await shown(cluster, "four")
     assert running.process.returncode is None
     assert await uids(cluster) == before
-    after = await templates(cluster)
+    after = await cluster.templates()
     assert {k: v for k, v in after.items() if k.startswith("newer")} == {
         k: v for k, v in pods.items() if k.startswith("newer")
     }

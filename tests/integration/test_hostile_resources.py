@@ -16,10 +16,6 @@ from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
 
-async def accepted(cluster: Cluster, name: str) -> bool:
-    return bool((await cluster.condition("Accepted", name))["status"] == "True")
-
-
 async def deep(cluster: Cluster, name: str, depth: int) -> None:
     """Create a resource whose podTemplate is nested so deep, which Python can't write as JSON."""
     marker = "podTemplate-goes-here"
@@ -41,7 +37,7 @@ async def test_a_resource_that_is_nested_thousands_deep_is_refused_and_all_other
     await deep(cluster, "before", 4000)
     async with operator(server, tmp_path, cluster.namespace) as running:
         await cluster.apply_resource("good")
-        await eventually("accepted", lambda: accepted(cluster, "good"), 90)
+        await eventually("accepted", lambda: cluster.accepted("good"), 90)
         await deep(cluster, "after", 400)
         await deep(cluster, "deepest", 4000)
         for name in ("before", "after", "deepest"):
@@ -101,7 +97,7 @@ async def test_a_webhook_that_fails_is_told_within_seconds_and_cured_when_it_is_
             await eventually("the failure is in status", told)
             assert await cluster.kube.list(DEPLOYMENT, cluster.namespace) == []
             await cluster.raw("DELETE", f"{hooks}/{cluster.namespace}", {}, "application/json")
-            await eventually("accepted", lambda: accepted(cluster, "calm"))
+            await eventually("accepted", lambda: cluster.accepted("calm"))
             kinds = [c["type"] for c in (await cluster.resource("calm"))["status"]["conditions"]]
             assert "Reconciled" not in kinds
     finally:

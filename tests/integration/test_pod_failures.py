@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from tests.connections import serving
 from tests.integration.apiserver import ApiServer
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 from tests.ports import free_port
@@ -163,27 +164,22 @@ async def test_what_a_worker_says_of_itself_is_a_reason_within_seconds(
     async def info(_: web.Request) -> web.Response:
         return web.json_response(answer)
 
-    app = web.Application()
-    app.add_routes([web.get("/internal/v1/info", info)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.41", port).start()
-    try:
-        # The autoscaler looks once an hour: it is not what finds the problem.
-        async with operator(server, tmp_path, cluster.namespace, DISAGG_SCRAPE_INTERVAL_S="300"):
-            await cluster.apply_resource(decode={"replicas": 1})
-            pod = await cluster.run_pod("decode", 1, "127.0.0.41", port)
-            pods = Rig(cluster, pod)
-            await pods.write()
-            found = await pods.reasons(("DecodeReady", "EngineHung"), within_s=30.0)
-            assert "no token in 15 s" in found["DecodeReady"]["message"]
-            del answer["problem"]
-            await pods.reasons(("DecodeReady", "PodsPending"))
-            answer["problem"] = {"reason": "UnknownEngineVersion", "message": "vllm 9.9"}
-            found = await pods.reasons(("DecodeReady", "UnknownEngineVersion"))
-            assert found["DecodeReady"]["message"].endswith("vllm 9.9")
-    finally:
-        await runner.cleanup()
+    # The autoscaler looks once an hour: it is not what finds the problem.
+    async with (
+        serving(web.get("/internal/v1/info", info), host="127.0.0.41", port=port),
+        operator(server, tmp_path, cluster.namespace, DISAGG_SCRAPE_INTERVAL_S="300"),
+    ):
+        await cluster.apply_resource(decode={"replicas": 1})
+        pod = await cluster.run_pod("decode", 1, "127.0.0.41", port)
+        pods = Rig(cluster, pod)
+        await pods.write()
+        found = await pods.reasons(("DecodeReady", "EngineHung"), within_s=30.0)
+        assert "no token in 15 s" in found["DecodeReady"]["message"]
+        del answer["problem"]
+        await pods.reasons(("DecodeReady", "PodsPending"))
+        answer["problem"] = {"reason": "UnknownEngineVersion", "message": "vllm 9.9"}
+        found = await pods.reasons(("DecodeReady", "UnknownEngineVersion"))
+        assert found["DecodeReady"]["message"].endswith("vllm 9.9")
 
 
 async def test_pools_of_two_engine_versions_are_a_reason_within_seconds(

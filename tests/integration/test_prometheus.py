@@ -19,6 +19,7 @@ import httpx
 import pytest
 from aiohttp import web
 from tests.certificates import Certificate, certificate
+from tests.connections import serving
 from tests.integration.apiserver import ApiServer, program_path
 from tests.integration.operator_process import Cluster, Operator, Pods, eventually, operator
 from tests.integration.test_predictive import SPEED, Traffic
@@ -154,17 +155,10 @@ async def test_a_prometheus_that_is_not_there_or_talks_nonsense_says_nothing(doo
     async def answer(_: web.Request) -> web.Response:
         return web.Response(text=next(answers), content_type="application/json")
 
-    app = web.Application()
-    app.add_routes([web.get("/api/v1/query", answer)])
-    runner, port = web.AppRunner(app), free_port()
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+    async with serving(web.get("/api/v1/query", answer)) as port:
         for _ in range(4):
             with pytest.raises(Unreadable, match="not a Prometheus's"):
                 await door.read(PrometheusEndpoint(f"http://127.0.0.1:{port}"), "ns", "chat", 0.0)
-    finally:
-        await runner.cleanup()
 
 
 async def run_pods(cluster: Cluster, port: int, **addresses: str) -> dict[str, dict[str, str]]:

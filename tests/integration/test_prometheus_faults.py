@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
+from tests.connections import serving
 from tests.integration.apiserver import ApiServer
 from tests.integration.operator_process import Cluster, Operator, Pods, eventually, operator
 from tests.integration.test_prometheus import grown_to, prometheus, run_pods, scaling_is
@@ -55,15 +56,8 @@ class Falsified:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
-        app = web.Application()
-        app.add_routes([web.route("*", "/{path:.*}", self.answer)])
-        runner, port = web.AppRunner(app, access_log=None), free_port()
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        try:
+        async with serving(web.route("*", "/{path:.*}", self.answer)) as port:
             yield f"http://127.0.0.1:{port}"
-        finally:
-            await runner.cleanup()
 
 
 async def some_looks(running: Operator, server: Falsified) -> None:

@@ -180,7 +180,7 @@ async def test_f25_orphans_serve_on_and_are_adopted_by_a_resource_of_the_same_na
     server: ApiServer, cluster: Cluster, api: FaultyApi, tmp_path: Path
 ) -> None:
     async with resting_operator(api, cluster, tmp_path) as running:
-        before, pods, key = await uids(cluster), await templates(cluster), await cluster.bearer_key()
+        before, pods, key = await uids(cluster), await cluster.templates(), await cluster.bearer_key()
         await delete_resource(cluster, policy="Orphan")
         await rests(api)
         await orphan(cluster)
@@ -188,7 +188,7 @@ async def test_f25_orphans_serve_on_and_are_adopted_by_a_resource_of_the_same_na
         await rests(api)
         await collect_garbage(cluster)
         assert await uids(cluster) == before
-        assert await templates(cluster) == pods
+        assert await cluster.templates() == pods
 
         # It is written otherwise than before: what is not wanted any more goes, adopted or not.
         policy = next(o for o in await cluster.kube.list(NETWORK_POLICY, cluster.namespace))
@@ -204,17 +204,12 @@ async def test_f25_orphans_serve_on_and_are_adopted_by_a_resource_of_the_same_na
         await rests(api)
         after = await uids(cluster)
         assert after == {k: v for k, v in before.items() if k[0] != policy["kind"]}
-        assert await templates(cluster) == pods
+        assert await cluster.templates() == pods
         assert await cluster.bearer_key() == key
         await delete_resource(cluster)
         await collect_garbage(cluster)
         assert await objects(cluster) == []
         assert await running.stop() == 0
-
-
-async def templates(cluster: Cluster) -> dict[str, Obj]:
-    found = await cluster.kube.list(DEPLOYMENT, cluster.namespace)
-    return {d["metadata"]["name"]: d["spec"]["template"] for d in found}
 
 
 async def test_f26_nothing_is_created_again_in_a_namespace_that_ends(

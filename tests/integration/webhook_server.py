@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import web
 from tests.certificates import certificate
+from tests.connections import serving
 from tests.ports import free_port
 
 from disagg_operator.kube.client import HttpKube
@@ -57,16 +58,8 @@ class Webhook:
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         """Answer the API server until the block ends."""
-        app = web.Application()
-        app.add_routes([web.post("/", self._review)])
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        context = self._certificate.server_context()
-        await web.TCPSite(runner, "127.0.0.1", self._port, ssl_context=context).start()
-        try:
+        async with serving(web.post("/", self._review), port=self._port, tls=self._certificate.server_context()):
             yield
-        finally:
-            await runner.cleanup()
 
     async def _review(self, request: web.Request) -> web.Response:
         self.asked += 1

@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from tests.connections import ended
 from tests.wire.shapes import AMBIGUOUS, IN_CHUNKS, PLAIN
 
 from disagg_protocol.patient_http import guarded
@@ -43,13 +44,6 @@ async def connected(
         server.should_exit = True
         await serving
         assert len(port.slots) == 0
-
-
-async def ended(reader: asyncio.StreamReader) -> bool:
-    try:
-        return await reader.read() == b""
-    except ConnectionError:
-        return True
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST / HTTP/1.1\r\nhost: x\r\n"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +14,9 @@ from typing import Any, cast
 
 import pytest
 from aiohttp import web
+from tests.connections import serving
 from tests.fakes.token_worker import TokenWorker
+from tests.protocol.client import body
 from tests.releases.recorded import EXCHANGES, Exchange, Obj, exchanges, keys
 from tests.router.stack import Stack
 from tests.worker import checkpoints
@@ -121,16 +122,8 @@ class _Replay:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[str]:
-        app = web.Application()
-        app.router.add_post("/{path:.*}", self._handle)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        sock = socket.create_server(("127.0.0.1", 0))
-        await web.SockSite(runner, sock).start()
-        try:
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-        finally:
-            await runner.cleanup()
+        async with serving(web.post("/{path:.*}", self._handle)) as port:
+            yield f"http://127.0.0.1:{port}"
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.asked.append((request.path, await request.json()))
@@ -289,11 +282,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def test_todays_workers_say_the_same(tiny: Path) -> None:
     async with rig.pair(tiny) as pair:
-        first, rest = await pair.generate(rig.body(rig.prompt(40), logprobs=2))
-        async with pair.decode.call("decode", rig.body(rig.prompt(20)) | {"mode": "remote"}) as events:
+        first, rest = await pair.generate(body(rig.prompt(40), logprobs=2))
+        async with pair.decode.call("decode", body(rig.prompt(20)) | {"mode": "remote"}) as events:
             opening = await anext(events)
-        local = await pair.decode.lines("decode", rig.body(rig.prompt(20)) | {"mode": "local"})
-        late = rig.body(rig.prompt(20), max_new_tokens=200) | {"mode": "local", "deadline_s": 1e-3}
+        local = await pair.decode.lines("decode", body(rig.prompt(20)) | {"mode": "local"})
+        late = body(rig.prompt(20), max_new_tokens=200) | {"mode": "local", "deadline_s": 1e-3}
         said = _names([*first, opening, *rest, *local, *await pair.decode.lines("decode", late)])
         then = _names([line for e in TAKEN for line in e.lines])
         assert {
@@ -304,7 +297,7 @@ async def test_todays_workers_say_the_same(tiny: Path) -> None:
             assert _without(keys(_infos(role, "ready")[0]), keys(info)) == []
         tokenizer = (await pair.prefill.http.get("/internal/v1/tokenizer")).json()
         assert set(exchanges("/internal/v1/tokenizer", 200)[0].answer) <= set(tokenizer)
-        _, refused = await pair.prefill.refused("decode", rig.body(rig.prompt(5)) | {"mode": "local"})
+        _, refused = await pair.prefill.refused("decode", body(rig.prompt(5)) | {"mode": "local"})
         assert refused.keys() >= exchanges("/internal/v1/prefill", 503)[0].answer["error"].keys()
         status = (await pair.decode.http.post("/internal/v1/role", json={"role": "decode"})).json()
         assert status.keys() >= exchanges("/internal/v1/role", 200)[0].answer.keys()

@@ -20,6 +20,10 @@ from disagg_router.router import Router
 MODEL = "m"
 
 
+def pair(number: int = 0) -> tuple[TokenWorker, TokenWorker]:
+    return TokenWorker(f"p{number}", "prefill"), TokenWorker(f"d{number}", "decode")
+
+
 class Stack:
     """A router and its workers, used as `async with Stack(tmp_path, workers...) as stack`.
 

@@ -15,17 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fakes.byte_tokenizer import VOCAB
-from tests.fakes.token_worker import MAX_MODEL_LEN, TokenWorker
+from tests.fakes.token_worker import MAX_MODEL_LEN
 from tests.profiles import examples
-from tests.router.stack import MODEL, Stack
+from tests.router.stack import MODEL, Stack, pair
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 PLAIN = {"model": MODEL, "prompt": "hi", "max_tokens": 2}
 LONG = "x" * MAX_MODEL_LEN
-
-
-def pair() -> tuple[TokenWorker, TokenWorker]:
-    return TokenWorker("p0", "prefill"), TokenWorker("d0", "decode")
 
 
 # (change to a good body, status, code, param)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from openai.types import Completion
 from tests.fakes.token_worker import Fault, TokenWorker, expected_text
-from tests.router.stack import MODEL, Stack, tokens_of
+from tests.router.stack import MODEL, Stack, pair, tokens_of
 
 from disagg_router.admission import waiting_queue
 
@@ -22,10 +22,6 @@ WITHIN = "first_token_within_s"
 LONG = "x" * 400
 # A long prompt takes 2 s alone, so its first token is due after 10 s.
 DEADLINES: dict[str, Any] = {"objective_ttft_s": 0.2, "prefill_b_s_per_token": 0.005}
-
-
-def pair() -> tuple[TokenWorker, TokenWorker]:
-    return TokenWorker("p0", "prefill"), TokenWorker("d0", "decode")
 
 
 def bodies(worker: TokenWorker, prompt: str) -> list[dict[str, Any]]:

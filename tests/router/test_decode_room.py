@@ -17,8 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from tests.protocol.client import KEY
 from tests.router.stack import MODEL
-from tests.worker.server.rig import KEY, Running, running
+from tests.worker.server.rig import Running, running
 from tokenizers import Tokenizer
 
 from disagg_router.main import server_of

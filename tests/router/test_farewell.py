@@ -7,8 +7,7 @@ import json
 import math
 from pathlib import Path
 
-from tests.router.stack import MODEL, Stack
-from tests.router.test_last_resort import pair_of
+from tests.router.stack import MODEL, Stack, pair
 
 from disagg_router.openai.connections import ApiPort
 from disagg_wire.connection_guard import ConnectionLimits
@@ -41,7 +40,7 @@ async def _rest(connection: Connection) -> bytes:
 
 
 async def test_a_router_that_ends_closes_each_connection_with_its_answer(tmp_path: Path) -> None:
-    prefill, decode = pair_of()
+    prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode) as stack:
         decode.hold.clear()
         body = {"model": MODEL, "prompt": "hello", "max_tokens": 9, "seed": 5, "stream": True}

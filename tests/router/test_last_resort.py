@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.fakes.token_worker import TokenWorker, expected_text
 from tests.router.model_change import Fleet, answer_of, team
-from tests.router.stack import Stack, tokens_of
+from tests.router.stack import Stack, pair, tokens_of
 
 from disagg_router.main import _drain, server_of
 from disagg_router.router import Router
@@ -20,14 +20,19 @@ from disagg_wire.drain_report import cut_of
 TEXT = expected_text(5, tokens_of("hello"), 8)
 
 
-def pair_of(number: int = 0) -> tuple[TokenWorker, TokenWorker]:
-    return TokenWorker(f"p{number}", "prefill"), TokenWorker(f"d{number}", "decode")
-
-
 def end(*workers: TokenWorker) -> None:
     """Let workers get SIGTERM."""
     for worker in workers:
         worker.state, worker.last_resort = "draining", True
+
+
+@pytest.fixture
+def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file in which a process leaves its last words."""
+    file = tmp_path / "termination-log"
+    file.touch()
+    monkeypatch.setattr(termination_log, "PATH", file)
+    return file
 
 
 async def answered(stack: Stack) -> None:
@@ -37,7 +42,7 @@ async def answered(stack: Stack) -> None:
 
 
 async def test_what_waits_in_the_router_is_served_by_workers_that_are_about_to_end(tmp_path: Path) -> None:
-    prefill, decode = pair_of()
+    prefill, decode = pair()
     decode.slots = 1
     async with Stack(tmp_path, prefill, decode) as stack:
         decode.hold.clear()
@@ -52,7 +57,7 @@ async def test_what_waits_in_the_router_is_served_by_workers_that_are_about_to_e
 
 
 async def test_while_others_serve_a_worker_that_is_about_to_end_gets_nothing(tmp_path: Path) -> None:
-    (p0, d0), (p1, d1) = pair_of(0), pair_of(1)
+    (p0, d0), (p1, d1) = pair(0), pair(1)
     async with Stack(tmp_path, p0, d0, p1, d1) as stack:
         end(p0, d0)
         d1.hold.clear()
@@ -70,7 +75,7 @@ async def test_while_others_serve_a_worker_that_is_about_to_end_gets_nothing(tmp
 
 
 async def test_a_worker_is_kept_by_a_router_that_ends_or_has_requests_and_nobody_else(tmp_path: Path) -> None:
-    prefill, decode = pair_of()
+    prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode) as stack:
 
         async def said() -> str:
@@ -94,7 +99,7 @@ async def test_a_worker_is_kept_by_a_router_that_ends_or_has_requests_and_nobody
 
 
 async def test_on_notice_a_worker_serves_nobody(tmp_path: Path) -> None:
-    prefill, decode = pair_of()
+    prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode, queue_max_wait_s=0.3) as stack:
         decode.state = "draining"
 
@@ -144,7 +149,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> Listed:
 
 async def test_workers_whose_service_is_gone_serve_until_they_have_ended(tmp_path: Path, listed: Listed) -> None:
     """When a deployment is deleted, its Services are gone before its pods have heard of it."""
-    prefill, decode = pair_of()
+    prefill, decode = pair()
     await asyncio.gather(prefill.start(), decode.start())
     listed.here = {w.name: Member(w.name, w.url, frozenset([w.role])) for w in (prefill, decode)}
     async with Stack(tmp_path) as stack:
@@ -162,7 +167,7 @@ async def test_workers_whose_service_is_gone_serve_until_they_have_ended(tmp_pat
 
 async def test_workers_on_notice_are_needed_by_a_router_that_has_requests_and_nobody_else(tmp_path: Path) -> None:
     """A deployment that goes to zero is deleted: the last workers serve what is held."""
-    prefill, decode = pair_of()
+    prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode, queue_max_wait_s=30) as stack:
         prefill.state = decode.state = "draining"
         await stack.until(lambda: {w.state for w in stack.router.table.workers()} == {"draining"})
@@ -205,11 +210,8 @@ async def test_a_router_that_ends_waits_for_workers_as_long_as_it_may_hold(tmp_p
 
 
 async def test_what_a_router_holds_at_the_end_of_its_time_is_answered_and_not_cut_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, left: Path
 ) -> None:
-    left = tmp_path / "termination-log"
-    left.touch()
-    monkeypatch.setattr(termination_log, "PATH", left)
     async with Stack(tmp_path, hold_max_wait_s=60, drain_timeout_s=0.1) as stack:
         asked = asyncio.create_task(stack.complete())
         await stack.until(lambda: stack.router.queue.hold.waiting == 1)
@@ -221,13 +223,8 @@ async def test_what_a_router_holds_at_the_end_of_its_time_is_answered_and_not_cu
         assert int(answer.headers["retry-after"]) >= 5
 
 
-async def test_of_a_router_that_is_killed_it_is_known_what_it_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = tmp_path / "termination-log"
-    left.touch()
-    monkeypatch.setattr(termination_log, "PATH", left)
-    prefill, decode = pair_of()
+async def test_of_a_router_that_is_killed_it_is_known_what_it_had(tmp_path: Path, left: Path) -> None:
+    prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode) as stack:
         decode.hold.clear()
         asked = [asyncio.create_task(stack.complete()) for _ in range(3)]
@@ -241,13 +238,8 @@ async def test_of_a_router_that_is_killed_it_is_known_what_it_had(
         assert cut_of(left.read_text()) == 0
 
 
-async def test_what_a_router_cuts_off_at_the_end_of_its_time_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = tmp_path / "termination-log"
-    left.touch()
-    monkeypatch.setattr(termination_log, "PATH", left)
-    prefill, decode = pair_of()
+async def test_what_a_router_cuts_off_at_the_end_of_its_time_is_counted(tmp_path: Path, left: Path) -> None:
+    prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode, drain_timeout_s=0.1) as stack:
         server = server_of(stack.router)
         await _drain(stack.router, server, 0.0)

@@ -7,13 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.fakes.token_worker import TokenWorker, expected_text
-from tests.router.stack import MODEL, Stack, tokens_of
+from tests.router.stack import MODEL, Stack, pair, tokens_of
 
 from disagg_router.admission import waiting_queue
-
-
-def pair() -> tuple[TokenWorker, TokenWorker]:
-    return TokenWorker("p0", "prefill"), TokenWorker("d0", "decode")
 
 
 async def test_requests_wait_for_room_in_order_and_none_is_lost(tmp_path: Path) -> None:

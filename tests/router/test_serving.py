@@ -10,7 +10,7 @@ import httpx
 import pytest
 from tests.fakes.byte_tokenizer import ASSISTANT, USER
 from tests.fakes.token_worker import Fault, TokenWorker, expected_text
-from tests.router.stack import MODEL, Stack, tokens_of
+from tests.router.stack import MODEL, Stack, pair, tokens_of
 
 from disagg_router.router import Router
 
@@ -20,10 +20,6 @@ pytestmark = pytest.mark.slow
 PROMPT = tokens_of("hello")
 NOTHING_CACHED = {"prompt_tokens_details": {"cached_tokens": 0}}
 TRACED = {"X-Disagg-Trace": "1"}
-
-
-def pair() -> tuple[TokenWorker, TokenWorker]:
-    return TokenWorker("p0", "prefill"), TokenWorker("d0", "decode")
 
 
 async def test_a_completion_is_prefilled_here_and_decoded_there_and_says_so(tmp_path: Path) -> None:

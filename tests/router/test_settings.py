@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from disagg_router.settings import SettingsError, from_environment
+from disagg_router.settings import from_environment
+from disagg_wire.environment import SettingsError
 
 GOOD = {"DISAGG_MODEL_NAME": "m", "DISAGG_CLUSTER_KEY_FILE": "/none", "DISAGG_MEMBERSHIP": "file:///m.json"}
 

@@ -12,17 +12,13 @@ import httpx
 import openai
 import pytest
 from tests.fakes.token_worker import TokenWorker
-from tests.router.stack import MODEL, Stack
+from tests.router.stack import MODEL, Stack, pair
 
 from disagg_router.admission import waiting_queue
 from disagg_router.openai import api_keys
 from disagg_wire.tenants import share_of
 
 BODY = {"model": MODEL, "prompt": "hello", "max_tokens": 4, "seed": 1}
-
-
-def pair() -> tuple[TokenWorker, TokenWorker]:
-    return TokenWorker("p0", "prefill"), TokenWorker("d0", "decode")
 
 
 def keys_file(folder: Path, **keys: dict[str, Any]) -> dict[str, Any]:

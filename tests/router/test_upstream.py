@@ -18,18 +18,14 @@ import aiohttp
 import httpx
 import pytest
 from aiohttp import web
-from tests.fakes.token_worker import TokenWorker
-from tests.router.stack import MODEL, Stack
+from tests.connections import serving
+from tests.router.stack import MODEL, Stack, pair
 
 from disagg_router.dispatch.upstream import MARK, upstream_of
 from disagg_router.guarded_socket import guarded_socket
 
 ASKED = {"model": MODEL, "prompt": "one two three", "max_tokens": 5, "temperature": 0, "seed": 7}
 STREAMED = {**ASKED, "stream": True}
-
-
-def pair() -> tuple[TokenWorker, TokenWorker]:
-    return TokenWorker("p0", "prefill"), TokenWorker("d0", "decode")
 
 
 @asynccontextmanager
@@ -44,18 +40,9 @@ async def split(folder: Path, url: str, percent: float = 100.0, **options: Any) 
 @asynccontextmanager
 async def scripted(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
     """Serve one answer to all requests; yields the URL."""
-    app = web.Application()
-    app.router.add_route("*", "/{tail:.*}", answer)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        assert site._server is not None
-        port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+    anything = web.route("*", "/{tail:.*}", answer)
+    async with serving(anything, handler_cancellation=True, shutdown_timeout=0.1) as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        await runner.cleanup()
 
 
 def counted(backend: str, within: bool) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.protocol.client import KEY, body, tokens_of
 from tests.worker import checkpoints
 from tests.worker.oracle import MODEL
-from tests.worker.server.rig import KEY, Running, body, prompt, running, tokens_of
+from tests.worker.server.rig import Running, prompt, running
 from tokenizers import Tokenizer
 
 from disagg_router.main import server_of

@@ -14,9 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.protocol.client import KEY, body
 from tests.worker import checkpoints
 from tests.worker.oracle import MODEL
-from tests.worker.server.rig import KEY, Running, body, running
+from tests.worker.server.rig import Running, running
 from tokenizers import Tokenizer
 
 from disagg_router.main import server_of

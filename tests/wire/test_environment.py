@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from tests.operator.api.resources import good
 from tests.operator.desired.facts import FACTS
 
@@ -119,3 +119,11 @@ def test_a_member_has_the_name_of_its_variable(kind: type[StrEnum]) -> None:
 @given(st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True), st.text(min_size=1))
 def test_a_field_is_read_from_the_variable_of_its_name(field: str, value: str) -> None:
     assert fields_in({variable_of(field): value}) == {field: value}
+
+
+def test_a_refusal_names_every_wrong_variable() -> None:
+    with pytest.raises(ValidationError) as wrong:
+        RouterSettings.model_validate({"model_name": "", "poll_interval_s": 0})
+    told = str(environment.refused(wrong.value.errors()))
+    for name in ("DISAGG_MODEL_NAME: ", "DISAGG_POLL_INTERVAL_S: ", "DISAGG_CLUSTER_KEY_FILE: "):
+        assert name in told

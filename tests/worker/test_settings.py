@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from disagg_worker.settings import Settings, SettingsError, from_environment
+from disagg_wire.environment import SettingsError
+from disagg_worker.settings import Settings, from_environment
 
 GOOD = {
     "DISAGG_ROLE": "decode",

@@ -9,12 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 import socket
-import sys
-
-import uvloop
 
 from disagg_adapter import model_folder, settings
 from disagg_adapter.engines.contract import EngineFault, EngineOptions, NotReady
@@ -25,10 +21,8 @@ from disagg_adapter.server.adapter import Adapter
 from disagg_protocol import network_interfaces
 from disagg_protocol.errors import EngineError
 from disagg_protocol.patient_http import guarded
-from disagg_protocol.process import Process, QuietServer
-from disagg_wire import log_lines
+from disagg_protocol.process import Process, QuietServer, run_program
 from disagg_wire.connection_guard import ConnectionLimits, Port
-from disagg_wire.environment import AdapterVariable
 
 log = logging.getLogger("disagg_adapter")
 _INTERFACE_TIMEOUT_S = 10.0
@@ -135,12 +129,4 @@ async def serve(s: settings.Settings) -> int:
 
 
 def main() -> None:
-    try:
-        s = settings.from_environment(os.environ)
-        log_lines.configure(s.log_level)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            sys.exit(runner.run(serve(s)))
-    except settings.SettingsError as error:
-        sys.exit(f"disagg_adapter: {error}")
-    except (OSError, TimeoutError) as error:
-        sys.exit(f"disagg_adapter: {AdapterVariable.HOST}, {AdapterVariable.PORT}: {error}")
+    run_program("disagg_adapter", settings.from_environment, serve)

@@ -8,26 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from disagg_protocol.worker_metrics import WorkerMetrics
 from disagg_wire import series
 from disagg_wire.engine_metrics.readings import Readings
-from disagg_wire.version import BUILD_INFO_HELP, build_labels
 
-# They would double the number of series.
-disable_created_metrics()  # type: ignore[no-untyped-call]
-_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _WORK = {
     "prefill_batches": series.WORKER_PREFILL_BATCHES,
     "prefill_batch_tokens": series.WORKER_PREFILL_BATCH_TOKENS,
@@ -95,34 +83,12 @@ class _SnapshotCollector(Collector):
         yield sources
 
 
-class Metrics:
-    """The metrics of one adapter, in a registry of their own."""
+class Metrics(WorkerMetrics):
+    """The metrics of one adapter."""
 
     def __init__(self, snapshot: Callable[[], Snapshot | None]) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        build = build_labels("adapter")
-        Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
+        super().__init__("adapter", "Duration from the hand-over to decode's first token, at each end")
         self.registry.register(_SnapshotCollector(snapshot))
-        self.transfer_bytes = Counter(
-            series.KV_TRANSFER_BYTES, "KV bytes moved between workers", [series.DIRECTION], registry=self.registry
-        )
-        self.transfer_seconds = Histogram(
-            series.KV_TRANSFER_SECONDS,
-            "Duration from the hand-over to decode's first token, at each end",
-            [series.DIRECTION],
-            registry=self.registry,
-            buckets=_BUCKETS_S,
-        )
-        self.transfer_failures = Counter(
-            series.KV_TRANSFER_FAILURES,
-            "KV transfers that failed, as each end sees it",
-            [series.DIRECTION, series.REASON],
-            registry=self.registry,
-        )
-        self.reservations_refused = Counter(
-            series.WORKER_RESERVATIONS_REFUSED, "Requests refused because there was no room", registry=self.registry
-        )
         self.other_first_tokens = Counter(
             series.ENGINE_OTHER_FIRST_TOKENS,
             "Hand-overs after which decode's first token was not prefill's, where the two must be equal",
@@ -133,13 +99,3 @@ class Metrics:
             "Hand-overs that were given up while prefill held their KV",
             registry=self.registry,
         )
-        self.info = Info(series.WORKER_IDENTITY, "Identity of this worker", registry=self.registry)
-
-    def page(self, accept: str = "") -> tuple[bytes, str]:
-        """Return the page in a format that the header Accept asks for, and its content type."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
-
-    def render(self) -> bytes:
-        """Return the page as plain text."""
-        return self.page()[0]

@@ -11,13 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from disagg_wire.cluster_key import ClusterKeyError, read_key
 from disagg_wire.engines import ADAPTED
-from disagg_wire.environment import AdapterVariable, fields_in, variable_of
+from disagg_wire.environment import AdapterVariable, SettingsError, fields_in, refused
 from disagg_wire.ports import BOOTSTRAP_PORT, ENGINE_PORT, KV_PORT, WORKER_PORT
 from disagg_wire.roles import Role
-
-
-class SettingsError(Exception):
-    """Raised when a variable is missing or wrong; the message names it."""
 
 
 class Settings(BaseModel):
@@ -147,5 +143,4 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(fields_in(environment))
     except ValidationError as error:
-        lines = [f"{variable_of(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
-        raise SettingsError("; ".join(lines)) from None
+        raise refused(error.errors()) from None

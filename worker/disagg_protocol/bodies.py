@@ -50,7 +50,7 @@ class StructuredOutput(_Strict):
 
 
 class Sampling(_Strict):
-    """The field `sampling`: the parameters of sampling (values.sampling)."""
+    """The field `sampling`: the parameters of sampling (`SamplingParams`)."""
 
     seed: int = Field(ge=0, lt=1 << 64)
     max_new_tokens: int = Field(ge=1, le=MAX_TOKENS)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import uvicorn
+import uvloop
 from starlette.routing import Route
 
 from disagg_protocol import pulse
@@ -18,13 +22,41 @@ from disagg_protocol.app import create_app
 from disagg_protocol.endpoint import Endpoint
 from disagg_protocol.patient_http import guarded
 from disagg_protocol.pulse import Pulse
-from disagg_wire import drain_report, termination_log
+from disagg_wire import drain_report, log_lines, termination_log
 from disagg_wire.connection_guard import ConnectionLimits, Port, raise_file_limit
+from disagg_wire.environment import SettingsError, variable_of
 
 log = logging.getLogger(__name__)
 # How often a process that has nothing to do looks whether a router still needs it.
 _NEED_INTERVAL_S = 0.1
 _MAX_CONNECTIONS = 4096
+
+
+class _Settings(Protocol):
+    @property
+    def log_level(self) -> str: ...
+
+
+_SettingsT = TypeVar("_SettingsT", bound=_Settings)
+
+
+def run_program(
+    name: str,
+    settings_in: Callable[[Mapping[str, str]], _SettingsT],
+    serve: Callable[[_SettingsT], Coroutine[Any, Any, int]],
+) -> NoReturn:
+    """Serve with the settings in the environment until the end, and exit with the status that
+    `serve` returns, or with a message about the settings or the address.
+    """
+    try:
+        settings = settings_in(os.environ)
+        log_lines.configure(settings.log_level)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.exit(runner.run(serve(settings)))
+    except SettingsError as error:
+        sys.exit(f"{name}: {error}")
+    except OSError as error:
+        sys.exit(f"{name}: {variable_of('host')}, {variable_of('port')}: {error}")
 
 
 class QuietServer(uvicorn.Server):

@@ -23,6 +23,7 @@ from disagg_router.openai.connections import ApiPort, connection_class
 from disagg_router.router import Router
 from disagg_wire import drain_report, log_lines, termination_log
 from disagg_wire.connection_guard import ConnectionLimits, raise_file_limit
+from disagg_wire.environment import SettingsError
 
 log = logging.getLogger("disagg_router")
 # Longer than proxies and clients keep idle connections, so that none is reused in the moment in
@@ -136,5 +137,5 @@ def main() -> None:
         logging.getLogger("httpx").setLevel(logging.WARNING)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(serve(s)))
-    except settings.SettingsError as error:
+    except SettingsError as error:
         sys.exit(f"disagg_router: {error}")

@@ -12,17 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from disagg_router.key_file import ApiKey, KeyFileError, parse
 from disagg_router.objectives import Objectives
 from disagg_wire.cluster_key import ClusterKeyError, bearer_of, read_key
-from disagg_wire.environment import RouterVariable, fields_in, variable_of
+from disagg_wire.environment import RouterVariable, SettingsError, fields_in, refused
 
 # A request that has waited this long goes first at times (turn_order.py). A third of the longest
 # wait is used instead if that is less.
 _PATIENCE_S = 20.0
 # The time for running requests to finish after SIGTERM.
 _DRAIN_S = 110.0
-
-
-class SettingsError(Exception):
-    """Raised when a variable is missing or wrong; the message names it."""
 
 
 class Settings(BaseModel):
@@ -323,7 +319,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     try:
         settings = Settings.model_validate(fields_in(environment))
     except ValidationError as error:
-        raise SettingsError("; ".join(f"{variable_of(str(e['loc'][0]))}: {e['msg']}" for e in error.errors())) from None
+        raise refused(error.errors()) from None
     if settings.membership == "kubernetes" and not (settings.namespace and settings.deployment):
         raise SettingsError(
             f"{RouterVariable.NAMESPACE} and {RouterVariable.DEPLOYMENT}: are needed for membership kubernetes"

@@ -3,8 +3,9 @@
 A settings class has one field for each of its variables: the field `x_y` is read from DISAGG_X_Y.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from typing import Any
 
 PREFIX = "DISAGG_"
 
@@ -243,6 +244,17 @@ class OperatorVariable(StrEnum):
 def variable_of(field: str) -> str:
     """Return the variable from which the settings field `field` is read."""
     return f"{PREFIX}{field.upper()}"
+
+
+class SettingsError(Exception):
+    """Raised when a variable is missing or wrong; the message names it."""
+
+
+def refused(errors: Iterable[Mapping[str, Any]]) -> SettingsError:
+    """Return the refusal of settings for the errors that pydantic found, which names every wrong
+    variable.
+    """
+    return SettingsError("; ".join(f"{variable_of(str(e['loc'][0]))}: {e['msg']}" for e in errors))
 
 
 def fields_in(environment: Mapping[str, str]) -> dict[str, str]:

@@ -6,21 +6,17 @@ works. On SIGTERM it drains and exits with status 0.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import secrets
-import sys
 import threading
 from collections.abc import Callable
-
-import uvloop
 
 from disagg_protocol import network_interfaces
 from disagg_protocol.errors import EngineError
 from disagg_protocol.model_files import source_revision, tokenizer_files
-from disagg_protocol.process import Process
-from disagg_wire import log_lines, series
+from disagg_protocol.process import Process, run_program
+from disagg_wire import series
 from disagg_wire.environment import WorkerVariable
 from disagg_wire.fabric import USABLE
 from disagg_wire.integrity import CRC32C
@@ -179,12 +175,4 @@ async def serve(s: settings.Settings) -> int:
 
 
 def main() -> None:
-    try:
-        s = settings.from_environment(os.environ)
-        log_lines.configure(s.log_level)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            sys.exit(runner.run(serve(s)))
-    except settings.SettingsError as error:
-        sys.exit(f"disagg_worker: {error}")
-    except OSError as error:
-        sys.exit(f"disagg_worker: {WorkerVariable.HOST}, {WorkerVariable.PORT}: {error}")
+    run_program("disagg_worker", settings.from_environment, serve)

@@ -9,14 +9,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from disagg_wire.cluster_key import ClusterKeyError, read_key
-from disagg_wire.environment import WorkerVariable, fields_in, variable_of
+from disagg_wire.environment import SettingsError, WorkerVariable, fields_in, refused
+from disagg_wire.eviction import Eviction
 from disagg_wire.integrity import MAC, Integrity
 from disagg_wire.roles import Role
 from disagg_worker.values.choices import Numerics
-
-
-class SettingsError(Exception):
-    """Raised when a variable is missing or wrong; the message names it."""
 
 
 class Settings(BaseModel):
@@ -164,7 +161,7 @@ class Settings(BaseModel):
     prefix_cache: bool = Field(
         True, description="Whether the KV of earlier prompts of the same tenant is used again for equal prefixes."
     )
-    eviction: Literal["lru", "fifo"] = Field(
+    eviction: Eviction = Field(
         "lru",
         description="The cached KV block that is evicted first: the one that nobody has used for longest (lru) or the "
         "one that was computed first (fifo).",
@@ -231,5 +228,4 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(fields_in(environment))
     except ValidationError as error:
-        lines = [f"{variable_of(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
-        raise SettingsError("; ".join(lines)) from None
+        raise refused(error.errors()) from None

@@ -24,6 +24,7 @@ from disagg_operator.api.reserved import reserved_environment
 from disagg_operator.api.rules import Rule
 from disagg_operator.engines import BY_NAME, DEFAULT
 from disagg_operator.engines.contract import Engine
+from disagg_wire.eviction import Eviction
 
 _HF = r"hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+"
 _PVC = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._/-]*)?"
@@ -140,7 +141,7 @@ class PrefixCaching(Model):
     """Reuse of the KV of prompts that begin alike; never between requests of different API keys."""
 
     enabled: bool = Field(True, description="Keep the KV of finished requests until its blocks are needed.")
-    eviction: Literal["lru", "fifo"] = Field(
+    eviction: Eviction = Field(
         "lru",
         description="Which unused block goes first: least recently used, or oldest.",
     )

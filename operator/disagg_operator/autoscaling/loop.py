@@ -29,8 +29,7 @@ from disagg_operator.autoscaling.role_changer import RoleChanger
 from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.scaling_metrics import ScalingMetrics
 from disagg_operator.autoscaling.signals.collector import Collector, Pages, Scrape, Signals, worker_target
-from disagg_operator.autoscaling.signals.policy_inputs import loads, observe
-from disagg_operator.autoscaling.signals.prompt_sources import prompt_tokens
+from disagg_operator.autoscaling.signals.policy_inputs import observe
 from disagg_operator.autoscaling.signals.samples import role_of
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.desired.names import pool_name
@@ -175,9 +174,9 @@ class AutoscalerLoop:
         entry.canary = canary_reports.noted(entry.canary, signals.states)
         entry.trouble = signals.trouble
         entry.starts = dict(signals.starts)
-        entry.loads = loads(signals.look)
+        entry.loads = dict(signals.loads)
         spared = effectiveness.without(entry.spared, frozenset(name_of(pod) for pod in job.pods.all_of[DECODE]))
-        entry.spared = effectiveness.note(spared, prompt_tokens(signals.look.decode), now)
+        entry.spared = effectiveness.note(spared, signals.prompts, now)
         return (entry.view, entry.trouble, entry.spared.verdict) != before
 
     async def _may_decide(self, job: _Job) -> bool:

@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from disagg_operator.kube.pods import is_leaving, is_ready, pool_of
-from disagg_operator.kube.resources import DISAGG_POOL, POD, Resource
+from disagg_operator.kube.resources import DISAGG_POOL, POD, Resource, object_key
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire import series
 from disagg_wire.labels import LABEL_DEPLOYMENT
@@ -70,7 +70,7 @@ class DeploymentMetrics(Collector):
             "Pods of a pool by state, and how many it should have",
             labels=[*of, series.POOL, series.STATE],
         )
-        resources = {_key(resource): resource for resource in self._resources()}
+        resources = {object_key(resource): resource for resource in self._resources()}
         self._unobserved = {key: seen for key, seen in self._unobserved.items() if key in resources}
         counts = self._counts() if resources else {}
         for key, resource in resources.items():
@@ -106,7 +106,3 @@ class DeploymentMetrics(Collector):
                 key = str(pod["metadata"].get("namespace", "")), str(name)
                 found.setdefault((key, role), Counter())[pod_state(pod)] += 1
         return found
-
-
-def _key(obj: Obj) -> Key:
-    return str(obj["metadata"].get("namespace", "")), str(obj["metadata"]["name"])

@@ -21,7 +21,7 @@ from disagg_operator.kube.resources import (
     Resource,
     annotations_of,
 )
-from disagg_operator.vocabulary import Obj
+from disagg_operator.vocabulary import Obj, map_in, maps_in
 from disagg_wire.labels import ROUTER
 from disagg_wire.roles import ROLES
 
@@ -144,34 +144,34 @@ def _of_pod(pod: Mapping[str, Any], path: str, own: str) -> Iterator[Reference]:
     for field, resource in (("priorityClassName", PRIORITY_CLASS), ("runtimeClassName", RUNTIME_CLASS)):
         if isinstance(name := pod.get(field), str) and name:
             yield Reference(f"{path}.{field}", NamedObject(resource, "", name))
-    for volume in _maps(pod.get("volumes")):
+    for volume in maps_in(pod.get("volumes")):
         here = f"{path}.volumes[{volume.get('name')}]"
         yield from _of_source(volume, here, own)
-        for index, source in enumerate(_maps(_map(volume.get("projected")).get("sources"))):
+        for index, source in enumerate(maps_in(map_in(volume.get("projected")).get("sources"))):
             yield from _of_source(source, f"{here}.projected.sources[{index}]", own)
     for kind in ("initContainers", "containers"):
-        for container in _maps(pod.get(kind)):
+        for container in maps_in(pod.get(kind)):
             here = f"{path}.{kind}[{container.get('name')}]"
-            for entry in _maps(container.get("env")):
-                yield from _of_variable(_map(entry.get("valueFrom")), f"{here}.env[{entry.get('name')}]", own)
-            for index, source in enumerate(_maps(container.get("envFrom"))):
+            for entry in maps_in(container.get("env")):
+                yield from _of_variable(map_in(entry.get("valueFrom")), f"{here}.env[{entry.get('name')}]", own)
+            for index, source in enumerate(maps_in(container.get("envFrom"))):
                 for field, resource in (("secretRef", SECRET), ("configMapRef", CONFIG_MAP)):
                     yield from _named(
-                        _map(source.get(field)), "name", resource, f"{here}.envFrom[{index}].{field}", own
+                        map_in(source.get(field)), "name", resource, f"{here}.envFrom[{index}].{field}", own
                     )
 
 
 def _of_source(source: Mapping[str, Any], path: str, own: str) -> Iterator[Reference]:
-    claim = _map(source.get("persistentVolumeClaim"))
+    claim = map_in(source.get("persistentVolumeClaim"))
     yield from _named(claim, "claimName", PERSISTENT_VOLUME_CLAIM, f"{path}.persistentVolumeClaim", own)
-    secret = _map(source.get("secret"))
+    secret = map_in(source.get("secret"))
     yield from _named(secret, "secretName" if "secretName" in secret else "name", SECRET, f"{path}.secret", own)
-    yield from _named(_map(source.get("configMap")), "name", CONFIG_MAP, f"{path}.configMap", own)
+    yield from _named(map_in(source.get("configMap")), "name", CONFIG_MAP, f"{path}.configMap", own)
 
 
 def _of_variable(source: Mapping[str, Any], path: str, own: str) -> Iterator[Reference]:
     for field, resource in (("secretKeyRef", SECRET), ("configMapKeyRef", CONFIG_MAP)):
-        found = _map(source.get(field))
+        found = map_in(source.get(field))
         key = found.get("key")
         for ref in _named(found, "name", resource, f"{path}.valueFrom.{field}", own):
             yield Reference(ref.path, ref.target, key if isinstance(key, str) else None)
@@ -181,11 +181,3 @@ def _named(held: Mapping[str, Any], field: str, resource: Resource, path: str, o
     name = held.get(field)
     if isinstance(name, str) and name and held.get("optional") is not True:
         yield Reference(f"{path}.{field}", NamedObject(resource, own, name))
-
-
-def _map(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _maps(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

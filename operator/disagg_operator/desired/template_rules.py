@@ -15,7 +15,7 @@ from disagg_operator.api.namespace_policy import NamespacePolicy, Permission
 from disagg_operator.api.violation import INVALID_SPEC, Violation
 from disagg_operator.desired.pod_parts import AFTER_START
 from disagg_operator.desired.template_numbers import number_problems
-from disagg_operator.vocabulary import Obj
+from disagg_operator.vocabulary import Obj, map_in, maps_in
 
 NOT_PERMITTED = "NotPermitted"
 
@@ -96,10 +96,10 @@ class _Rules:
         path = f"{self._path}.metadata"
         yield from self._unlisted(metadata, _METADATA, path)
         ours = self._owner.template["metadata"].get("labels") or {}
-        for name in _map(metadata.get("labels")):
+        for name in map_in(metadata.get("labels")):
             if name in ours or name.startswith("disagg.dev/"):
                 yield Violation(f"{path}.labels[{name}]", "is set by the operator")
-        for name in _map(metadata.get("annotations")):
+        for name in map_in(metadata.get("annotations")):
             yield from self._annotation(name, f"{path}.annotations[{name}]")
 
     def _annotation(self, name: str, path: str) -> Iterator[Violation]:
@@ -153,7 +153,7 @@ class _Rules:
         words = "loosens the confinement of the pod"
         if context is None:  # null removes what is generated
             yield from self._needs(Permission.PRIVILEGED, path, words)
-        context = _map(context)
+        context = map_in(context)
         yield from self._unlisted(context, listed, path, Permission.PRIVILEGED)
         for name, loosens in _LOOSENING.items():
             if name in context and loosens(context[name]):
@@ -168,7 +168,7 @@ class _Rules:
         ours: Obj = next((v for v in self._base.get("volumes") or [] if v["name"] == volume["name"]), {})
         if ours and "emptyDir" not in ours:
             yield from self._owned(path, "is a volume of the operator")
-        image = _map(volume.get("image")).get("reference")
+        image = map_in(volume.get("image")).get("reference")
         yield from self._image(image, f"{path}.image.reference")
 
     def _container(self, container: Obj, path: str) -> Iterator[Violation]:
@@ -180,7 +180,7 @@ class _Rules:
                 words = "makes the kubelet call another host"
                 yield from self._needs(Permission.HOST_NAMESPACES, f"{path}.{name}", words)
         yield from self._image(container.get("image"), f"{path}.image")
-        for port in _maps(container.get("ports")):
+        for port in maps_in(container.get("ports")):
             where = f"{path}.ports[{port.get('name', port.get('containerPort'))}]"
             if port.get("hostPort") not in (None, 0):
                 yield from self._needs(Permission.HOST_NAMESPACES, f"{where}.hostPort", "is a port of the node")
@@ -201,7 +201,7 @@ class _Rules:
                     f"{path}.env[{entry['name']}]", "is set by the operator; use a field of the spec"
                 )
         mounts = {m["mountPath"]: m["name"] for m in base.get("volumeMounts") or []}
-        for mount in _maps(container.get("volumeMounts")):
+        for mount in maps_in(container.get("volumeMounts")):
             place = mount.get("mountPath")
             if place in mounts and mount.get("name") != mounts[place]:
                 yield from self._owned(f"{path}.volumeMounts[{place}]", "is a folder of the operator")
@@ -209,8 +209,8 @@ class _Rules:
         for port in _named(container.get("ports")):
             if port["name"] in ports:
                 yield from self._owned(f"{path}.ports[{port['name']}]", "is a port of the operator")
-        for section, amounts in _map(container.get("resources")).items():
-            for name in sorted(_map(amounts).keys() & self._owner.devices):
+        for section, amounts in map_in(container.get("resources")).items():
+            for name in sorted(map_in(amounts).keys() & self._owner.devices):
                 yield from self._owned(
                     f"{path}.resources.{section}[{name}]", "is asked for by another field of the spec"
                 )
@@ -218,7 +218,7 @@ class _Rules:
     def _further_container(self, container: Obj, path: str) -> Iterator[Violation]:
         """Yield what a container beside those of the operator may not do."""
         keys = {v["name"] for v in self._base.get("volumes") or [] if "secret" in v}
-        for mount in _maps(container.get("volumeMounts")):
+        for mount in maps_in(container.get("volumeMounts")):
             if mount.get("name") in keys:
                 words = "holds a secret of the operator's containers"
                 yield from self._owned(f"{path}.volumeMounts[{mount.get('mountPath')}]", words)
@@ -267,13 +267,5 @@ def _names_host(handlers: Any) -> bool:
     return "host" in handlers or any(_names_host(handler) for handler in handlers.values())
 
 
-def _map(value: Any) -> Obj:
-    return value if isinstance(value, dict) else {}
-
-
-def _maps(value: Any) -> list[Obj]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
 def _named(value: Any) -> list[Obj]:
-    return [item for item in _maps(value) if isinstance(item.get("name"), str)]
+    return [item for item in maps_in(value) if isinstance(item.get("name"), str)]

@@ -24,12 +24,17 @@ EPHEMERAL_PORTS = (32768, 60999)
 EPHEMERAL_SYSCTL = ("net.ipv4.ip_local_port_range", "32768 60999")
 
 
-# Why an engine has no setting of the bundled worker's transfer.
-MOVES_BY_ITSELF = "the engine moves KV by itself"
-# What such an engine can be told: which way it takes within a machine is its own choice.
-OWN_TRANSPORTS = {"kvTransfer.transport": (AUTO, RDMA, TCP)}
-# Why an engine has no `numerics`.
-ROUNDS_BY_ITSELF = "how the engine rounds is up to its own arguments"
+_MOVES_BY_ITSELF = "the engine moves KV by itself"
+# The values that every engine of another project can have. Which way KV takes within a machine is
+# the engine's own choice.
+ADAPTED_VALUES = {"engine.prefixCaching.eviction": ("lru",), "kvTransfer.transport": (AUTO, RDMA, TCP)}
+# The fields that no engine of another project has.
+ADAPTED_ABSENT = {
+    "engine.prefixCaching.hostMemory": "",
+    "engine.numerics": "how the engine rounds is up to its own arguments",
+    "kvTransfer.integrity": _MOVES_BY_ITSELF,
+    "router.localPrefillMaxTokens": _MOVES_BY_ITSELF,
+}
 # The reason of an experiment in which nothing keeps KV until decode has read it.
 UNPINNED_KV = "UnpinnedKV"
 
@@ -100,7 +105,7 @@ class EnginePool:
     lease_s: int
     """The seconds for which prefill keeps KV that decode has not read."""
     transport: str
-    """The transport that the spec declares, one of OWN_TRANSPORTS."""
+    """The transport that the spec declares, one of those in ADAPTED_VALUES."""
     forbids_fallback: bool
     """Whether no other transport than the declared one may be used."""
     interface: str | None

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
+    ADAPTED_ABSENT,
+    ADAPTED_VALUES,
     EPHEMERAL_SYSCTL,
-    MOVES_BY_ITSELF,
-    OWN_TRANSPORTS,
-    ROUNDS_BY_ITSELF,
     UNPINNED_KV,
     Engine,
     EngineLimits,
@@ -106,14 +105,10 @@ ENGINE = Engine(
         values={
             "engine.dtype": ("auto", "bfloat16"),
             "engine.quantization": ("none",),
-            "engine.prefixCaching.eviction": ("lru",),
-            **OWN_TRANSPORTS,
+            **ADAPTED_VALUES,
         },
         absent={
-            "engine.prefixCaching.hostMemory": "",
-            "engine.numerics": ROUNDS_BY_ITSELF,
-            "kvTransfer.integrity": MOVES_BY_ITSELF,
-            "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
+            **ADAPTED_ABSENT,
             "engine.leaseSeconds": "nothing keeps KV until decode has read it",
             "prefill.kvCacheSize": _MEMORY,
             "decode.kvCacheSize": _MEMORY,

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
+    ADAPTED_ABSENT,
+    ADAPTED_VALUES,
     EPHEMERAL_PORTS,
     EPHEMERAL_SYSCTL,
-    MOVES_BY_ITSELF,
-    OWN_TRANSPORTS,
-    ROUNDS_BY_ITSELF,
     Engine,
     EngineLimits,
     EngineMeter,
@@ -113,19 +112,8 @@ ENGINE = Engine(
     name=SGLANG,
     image="lmsysorg/sglang:v0.5.23",
     limits=EngineLimits(
-        values={
-            "engine.quantization": ("none", "fp8"),
-            "engine.prefixCaching.eviction": ("lru",),
-            **OWN_TRANSPORTS,
-        },
-        absent={
-            "engine.prefixCaching.hostMemory": "",
-            "engine.numerics": ROUNDS_BY_ITSELF,
-            "kvTransfer.integrity": MOVES_BY_ITSELF,
-            "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
-            "prefill.kvCacheSize": _MEMORY,
-            "decode.kvCacheSize": _MEMORY,
-        },
+        values={"engine.quantization": ("none", "fp8"), **ADAPTED_VALUES},
+        absent={**ADAPTED_ABSENT, "prefill.kvCacheSize": _MEMORY, "decode.kvCacheSize": _MEMORY},
         off=("scaling.roleFlip", "engine.experimental"),
         needs_accelerators=True,
         # Unequal sizes break down under load for models without latent attention (sglang#15674).

@@ -9,9 +9,8 @@ import json
 
 from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
-    MOVES_BY_ITSELF,
-    OWN_TRANSPORTS,
-    ROUNDS_BY_ITSELF,
+    ADAPTED_ABSENT,
+    ADAPTED_VALUES,
     UCX_PORTS,
     Engine,
     EngineLimits,
@@ -127,17 +126,8 @@ ENGINE = Engine(
     name=VLLM,
     image="vllm/vllm-openai:v0.33.0",
     limits=EngineLimits(
-        values={
-            "engine.quantization": ("none", "fp8"),
-            "engine.prefixCaching.eviction": ("lru",),
-            **OWN_TRANSPORTS,
-        },
-        absent={
-            "engine.prefixCaching.hostMemory": "",
-            "engine.numerics": ROUNDS_BY_ITSELF,
-            "kvTransfer.integrity": MOVES_BY_ITSELF,
-            "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
-        },
+        values={"engine.quantization": ("none", "fp8"), **ADAPTED_VALUES},
+        absent=ADAPTED_ABSENT,
         off=("scaling.roleFlip", "engine.experimental"),
         tensor=TensorRule.INTEGER_RATIO,
         batch_holds_running=True,

@@ -30,6 +30,7 @@ from disagg_operator.kube.resources import (
     Resource,
     annotations_of,
     labels_of,
+    object_key,
     uid_of,
 )
 from disagg_operator.vocabulary import UPDATE_RUNTIME, Key, Obj
@@ -64,7 +65,7 @@ class Cache:
         the API server's data are those of a backup. Its watch event still counts as news. Returns
         what is stored.
         """
-        key = _own_key(obj)
+        key = object_key(obj)
         if newest is not None and self._gone[resource.kind].get(uid_of(obj), 0) > newest:
             return None
         held = self._objects[resource.kind].get(key)
@@ -78,7 +79,7 @@ class Cache:
 
     def put(self, resource: Resource, obj: Obj, newest: int | None = None) -> set[Key]:
         """Store an object that was created or has changed, unless a newer version is held."""
-        key = _own_key(obj)
+        key = object_key(obj)
         held = self._objects[resource.kind].get(key)
         slim = self.note(resource, obj, newest)
         if slim is None:
@@ -95,7 +96,7 @@ class Cache:
 
     def drop(self, resource: Resource, obj: Obj) -> set[Key]:
         """Remove an object that was deleted."""
-        key, version = _own_key(obj), version_of(obj)
+        key, version = object_key(obj), version_of(obj)
         self._newest[resource.kind] = max(self._newest[resource.kind], version)
         self._gone[resource.kind][uid_of(obj)] = version
         held = self._objects[resource.kind].get(key)
@@ -116,7 +117,7 @@ class Cache:
         What is newer than the `newest` version from before the LIST may have come meanwhile.
         """
         keys: set[Key] = set()
-        fresh = {_own_key(obj): obj for obj in objects}
+        fresh = {object_key(obj): obj for obj in objects}
         for key, old in list(self._objects[resource.kind].items()):
             if key not in fresh and (newest is None or version_of(old) <= newest):
                 keys |= self.drop(resource, old)
@@ -142,7 +143,7 @@ class Cache:
         Of other kinds than those in `newest`, nothing is replaced. It holds what the method of that
         name returned before, by kind.
         """
-        fresh = {(str(obj["kind"]), _own_key(obj)): obj for obj in objects if obj["kind"] in newest}
+        fresh = {(str(obj["kind"]), object_key(obj)): obj for obj in objects if obj["kind"] in newest}
         for kind, own in list(self._families.get(key, ())):
             old = self._objects[kind][own]
             if kind in newest and (kind, own) not in fresh and version_of(old) <= newest[kind]:
@@ -248,10 +249,6 @@ def _declared(obj: Obj) -> Obj:
     """Return what somebody has written of an object that has no generation to tell it."""
     meta = {k: v for k, v in obj["metadata"].items() if k not in ("resourceVersion", "generation")}
     return {**{k: v for k, v in obj.items() if k != "status"}, "metadata": meta}
-
-
-def _own_key(obj: Obj) -> Key:
-    return str(obj["metadata"].get("namespace", "")), str(obj["metadata"]["name"])
 
 
 def _slim(resource: Resource, obj: Obj) -> Obj:

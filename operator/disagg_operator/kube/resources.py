@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from disagg_operator.vocabulary import Obj
+from disagg_operator.vocabulary import Key, Obj
 
 GROUP = "disagg.dev"
 VERSION = "v1alpha1"
@@ -107,6 +107,11 @@ def name_of(obj: Obj) -> str:
 def namespace_of(obj: Obj) -> str | None:
     namespace = obj["metadata"].get("namespace")
     return None if namespace is None else str(namespace)
+
+
+def object_key(obj: Obj) -> Key:
+    """Return the namespace of an object, "" if it has none, and its name."""
+    return str(obj["metadata"].get("namespace", "")), str(obj["metadata"]["name"])
 
 
 def uid_of(obj: Obj) -> str:

@@ -1,8 +1,7 @@
 """PURE: The status of a DisaggDeployment, computed from its spec and from what is observed.
 
-Every condition is a function of its inputs alone. `lastTransitionTime` changes only when the status
-of its condition does. The same inputs give the same status, so that a status equal to the stored
-one need not be written.
+Every condition is a function of its inputs alone. The same inputs give the same status, so that a
+status equal to the stored one need not be written.
 """
 
 from __future__ import annotations
@@ -18,24 +17,13 @@ from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY, PODS_REFUSED
 from disagg_operator.status.scaling_verdicts import OBJECTIVES_FEASIBLE, objectives_feasible, scaling_active
+from disagg_operator.status.stamping import FALSE, TRUE, UNKNOWN, Condition, conditions_of, stamped
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.status.zero_state import SCALED_TO_ZERO, SERVED_NEXT
 from disagg_operator.vocabulary import MOST_OF_A_REQUEST, UPDATE_RUNTIME, Obj
 from disagg_wire.roles import PREFILL
 
-TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
 RUNTIME_UPDATE_AVAILABLE = "RuntimeUpdateAvailable"
-_MAX_MESSAGE = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """A condition as in the Kubernetes API, without its generation and transition time."""
-
-    type: str
-    status: str
-    reason: str
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,29 +357,3 @@ def _revision(intent: Intent, observed: Observed, previous: Mapping[str, object]
     before = str(stored.get("current", "")) if isinstance(stored, Mapping) else ""
     complete = all(pool.complete for pool in observed.pools.values())
     return {"current": intent.revision if complete or not before else before, "update": intent.revision}
-
-
-def conditions_of(status: Mapping[str, object]) -> list[Obj]:
-    """Return the conditions of a stored status."""
-    found = status.get("conditions")
-    return [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
-
-
-def stamped(found: Sequence[Condition], previous: Mapping[str, object], generation: int, now: str) -> list[Obj]:
-    """Return conditions as they are stored. Their times are kept where their status is."""
-    before = {c.get("type"): c for c in conditions_of(previous)}
-    out: list[Obj] = []
-    for condition in found:
-        old = before.get(condition.type)
-        same = old is not None and old.get("status") == condition.status
-        out.append(
-            {
-                "type": condition.type,
-                "status": condition.status,
-                "reason": condition.reason,
-                "message": condition.message[:_MAX_MESSAGE],
-                "observedGeneration": generation,
-                "lastTransitionTime": str(old["lastTransitionTime"]) if same and old else now,
-            }
-        )
-    return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from disagg_operator.api.v1alpha1 import Spec
-from disagg_operator.status.conditions import FALSE, TRUE, Condition
+from disagg_operator.status.stamping import FALSE, TRUE, Condition
 from disagg_wire.roles import ROLES
 
 _NUMERICS = "engine.numerics"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from disagg_operator.status.conditions import FALSE, UNKNOWN, Condition, conditions_of, stamped
+from disagg_operator.status.stamping import FALSE, UNKNOWN, Condition, conditions_of, stamped
 from disagg_operator.vocabulary import Obj
 
 # Why a reconcile fails that is tried again: the API server's answer, missing rights, time, a bug.

@@ -1,4 +1,4 @@
-"""Tests of formats, probabilities and names as engines write them."""
+"""Tests of formats, probabilities, errors and names as engines write them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_adapter.engines.formats import choice_regex, logprob_of, name_of
+from disagg_adapter.engines.formats import choice_regex, fault_of, logprob_of, name_of
+from disagg_wire import codes
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=4))
@@ -35,3 +36,19 @@ def test_names_have_one_length() -> None:
     names = {name_of(text) for text in ("", "a", "a" * 200)}
     assert len(names) == 3
     assert {len(name) for name in names} == {32}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "retryable"),
+    [
+        (400, codes.INVALID_REQUEST, False),
+        (413, codes.INVALID_REQUEST, False),
+        (429, codes.NO_CAPACITY, True),
+        (503, codes.NO_CAPACITY, True),
+        (500, codes.TRANSFER_FAILED, True),
+        (None, codes.TRANSFER_FAILED, True),
+    ],
+)
+def test_the_status_of_an_answer_says_which_error_it_is(status: int | None, code: str, retryable: bool) -> None:
+    fault = fault_of(status, "text", codes.TRANSFER_FAILED)
+    assert (fault.code, fault.retryable, str(fault)) == (code, retryable, "text")

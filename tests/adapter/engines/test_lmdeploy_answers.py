@@ -8,7 +8,7 @@ import pytest
 from tests.adapter.engines.works import PROMPT, delta, structured, work
 
 from disagg_adapter.engines.contract import EngineFault, Output
-from disagg_adapter.engines.lmdeploy_answers import Cut, delta_of, fault_of, request_body
+from disagg_adapter.engines.lmdeploy_answers import Cut, delta_of, request_body
 from disagg_wire import codes
 
 
@@ -96,8 +96,7 @@ def test_a_log_probability_that_is_missing_is_an_error() -> None:
     ("status", "code", "retryable"),
     [(404, codes.INVALID_REQUEST, False), (503, codes.NO_CAPACITY, True), (500, codes.INTERNAL, True)],
 )
-def test_errors(status: int, code: str, retryable: bool) -> None:
-    fault = fault_of(status, "text", codes.INTERNAL)
-    assert (fault.code, fault.retryable) == (code, retryable)
-    with pytest.raises(EngineFault, match="text"):
+def test_errors_in_a_stream(status: int, code: str, retryable: bool) -> None:
+    with pytest.raises(EngineFault, match="text") as found:
         delta_of({"error": {"message": "text", "code": status}})
+    assert (found.value.code, found.value.retryable) == (code, retryable)

@@ -8,7 +8,7 @@ import pytest
 from tests.adapter.engines.works import delta, structured, work
 
 from disagg_adapter.engines.contract import EngineFault, Output
-from disagg_adapter.engines.sglang_answers import delta_of, ended_as_asked, fault_of, room_of, sampling_params
+from disagg_adapter.engines.sglang_answers import delta_of, ended_as_asked, room_of, sampling_params
 from disagg_wire import codes
 
 
@@ -114,20 +114,6 @@ def test_what_is_garbled_is_an_error(chunk: Any) -> None:
 def test_a_log_probability_that_is_missing_is_an_error() -> None:
     with pytest.raises(EngineFault, match="1 log probabilities for 2 tokens"):
         delta_of(event([5, 6], output_token_logprobs=[[-0.5, 5, None]]), codes.INTERNAL, 0)
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "retryable"),
-    [
-        (400, codes.INVALID_REQUEST, False),
-        (503, codes.NO_CAPACITY, True),
-        (500, codes.TRANSFER_FAILED, True),
-        (None, codes.TRANSFER_FAILED, True),
-    ],
-)
-def test_errors(status: int | None, code: str, retryable: bool) -> None:
-    fault = fault_of(status, "text", codes.TRANSFER_FAILED)
-    assert (fault.code, fault.retryable, str(fault)) == (code, retryable, "text")
 
 
 def test_the_token_of_an_aborted_chunk_is_not_used() -> None:

@@ -316,8 +316,7 @@ def test_a_real_page_has_every_reading() -> None:
     assert (read.prompt_tokens_total, read.generated_tokens_total, read.cached_tokens_total) == (0, 8, 0)
     assert read.prompt_tokens_by_source == {"local_compute": 0, "local_cache_hit": 0, "external_kv_transfer": 69}
     assert (read.steps_total, read.preemptions_total) == (8, 0)
-    assert (read.ttft_count, read.itl_count) == (1, 7)
-    assert read.ttft_s_sum == pytest.approx(6.3436, abs=0.0001)
+    assert read.itl_count == 7
     assert read.itl_s_sum == pytest.approx(0.5110, abs=0.0001)
     assert (read.transfers_total, read.transfer_bytes_total, read.transfer_s_total) == (1, 589824, 0.775676)
     assert (read.transfer_failures_total, read.expired_total, read.late_reads_total) == (0, 0, 0)

@@ -9,21 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.adapter.rig import (
-    EXPECTED,
-    FILES,
-    KEY,
-    PROMPT,
-    Line,
-    body,
-    make_adapter,
-    pair,
-    running,
-    served,
-    tokens_of,
-    until,
-)
+from tests.adapter.rig import EXPECTED, FILES, PROMPT, make_adapter, pair, running, served, until
 from tests.fakes.adapter_engine import IDENTITY, FakeEngine
+from tests.protocol.client import KEY, Line, body, tokens_of
 
 from disagg_adapter.engines.contract import EngineFault, NotReady, Unusable
 from disagg_protocol.ticket import Ticket, sign, token_hash

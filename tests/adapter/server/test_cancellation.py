@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.adapter.rig import PROMPT, body, make_adapter
+from tests.adapter.rig import PROMPT, make_adapter
 from tests.fakes.adapter_engine import PARAMETERS, FakeEngine, Gate
+from tests.protocol.client import body
 
 from disagg_adapter.engines.contract import Delta, EngineFault, HandOver, Work
 from disagg_adapter.server.adapter import Adapter

@@ -6,8 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from tests.adapter.rig import PROMPT, body, pair, running
+from tests.adapter.rig import PROMPT, pair, running
 from tests.fakes.adapter_engine import FakeEngine
+from tests.protocol.client import body
 
 from disagg_adapter.engines.contract import EngineFault, NotReady
 from disagg_wire import codes

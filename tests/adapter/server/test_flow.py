@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.adapter.rig import EXPECTED, FILES, PROMPT, Line, Pair, body, pair, running, tokens_of, until
+from tests.adapter.rig import EXPECTED, FILES, PROMPT, Pair, pair, running, until
 from tests.fakes.adapter_engine import PARAMETERS, token_of
+from tests.protocol.client import Line, body, tokens_of
 
 from disagg_adapter.engines.contract import EngineFault, HandOver, Work
 from disagg_protocol.requests import ELSEWHERE

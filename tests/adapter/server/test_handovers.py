@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.adapter.rig import EXPECTED, KEY, PROMPT, Line, Running, body, listening, running, tokens_of, until
+from tests.adapter.rig import EXPECTED, PROMPT, Running, listening, running, until
 from tests.fakes.adapter_engine import PARAMETERS
 from tests.fakes.far_network import far_server, needs_network
+from tests.protocol.client import KEY, Line, body, tokens_of
 
 from disagg_adapter.engines.contract import EngineFault
 from disagg_adapter.server.handover_message import HandOverMessage, sign_message

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.adapter.rig import PROMPT, body, running
+from tests.adapter.rig import PROMPT, running
+from tests.protocol.client import body
 
 from disagg_wire import codes
 from disagg_wire.protocol import (

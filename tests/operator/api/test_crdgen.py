@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,15 @@ def test_the_crd_stays_small_enough_for_plain_kubectl_apply(name: str) -> None:
 def test_every_field_is_described(name: str) -> None:
     bare = [path for path, field in _fields(_schema(name)) if not field.get("description") and path != ".metadata"]
     assert bare == []
+
+
+@pytest.mark.parametrize("name", crdgen.generate())
+def test_every_printer_column_is_of_a_field(name: str) -> None:
+    """The API server shows an empty column for any other path."""
+    paths = {path for path, _ in _fields(_schema(name))} | {".metadata.creationTimestamp"}
+    columns = crdgen.generate()[name]["spec"]["versions"][0]["additionalPrinterColumns"]
+    assert columns
+    assert [c["jsonPath"] for c in columns if re.sub(r"\[\?\(.*\)\]", "[]", c["jsonPath"]) not in paths] == []
 
 
 @pytest.mark.parametrize("name", crdgen.generate())

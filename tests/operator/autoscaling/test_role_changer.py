@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.ports import free_port
+from tests.connections import serving
 
 from disagg_operator.autoscaling.live import Live
 from disagg_operator.autoscaling.policy.role_moves import Flip
@@ -28,15 +28,8 @@ async def worker(answers: list[int]) -> AsyncIterator[tuple[Target, list[Any]]]:
         asked.append((request.headers.get("Authorization"), await request.json()))
         return web.json_response({}, status=answers[min(len(asked), len(answers)) - 1])
 
-    app = web.Application()
-    app.add_routes([web.post("/internal/v1/role", role)])
-    runner, port = web.AppRunner(app), free_port()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    try:
+    async with serving(web.post("/internal/v1/role", role)) as port:
         yield Target("uid", "127.0.0.1", port, bearer="secret"), asked
-    finally:
-        await runner.cleanup()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from disagg_operator.autoscaling.policy.guard import Outcome
 from disagg_operator.autoscaling.records.decision_log import DecisionLog
 from disagg_operator.autoscaling.signals.collector import Collector, Pages, Scrape, Signals
 from disagg_operator.autoscaling.signals.direct import DirectDoor
-from disagg_operator.autoscaling.signals.policy_inputs import loads, observe
+from disagg_operator.autoscaling.signals.policy_inputs import observe
 from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
 from disagg_operator.controller.acceptance import scale_plan
@@ -167,7 +167,7 @@ async def test_the_predictive_policy_sees_the_demand_of_both_pools(
         told = {k: v for k, v in outcome.targets.numbers.items() if not math.isfinite(v)}
         assert set(told) <= {"prefill_missed_share", "decode_missed_share"}, told
     assert {pool: d.to > 1 for pool, d in last.decisions.items()} == {"prefill": True, "decode": True}
-    assert loads(signals.look) == {"p": 400.0, "d": 400.0}
+    assert signals.loads == {"p": 400.0, "d": 400.0}
     explained = run(capsys, "explain", tmp_path / "default_chat.jsonl")
     assert "244+242" in explained  # the requests that wait for each pool
     assert "nan" not in explained

@@ -155,3 +155,10 @@ class Rolling(World):
         """Return the revision of a role that the spec renders."""
         target = self.status()["revision"]["update"].split("-")
         return str(target[0] if role == "prefill" else target[-1])
+
+
+async def settled(**spec: Any) -> Rolling:
+    """Return a world in which the resource is deployed, and nothing is left to do."""
+    world = Rolling(**spec)
+    await world.roll()
+    return world

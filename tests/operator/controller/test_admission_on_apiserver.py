@@ -10,9 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from tests.integration.apiserver import ApiServer
 from tests.integration.webhook_server import Denial, Webhook
 from tests.operator.controller.real_world import RealWorld
 
@@ -34,13 +32,6 @@ PROBE = {
         },
     },
 }
-
-
-@pytest.fixture
-async def world(crd_server: ApiServer, crd_client: httpx.Client) -> AsyncIterator[RealWorld]:
-    opened = await RealWorld(crd_server).open()
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture

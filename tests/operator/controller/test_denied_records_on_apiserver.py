@@ -10,9 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-import httpx
 import pytest
-from tests.integration.apiserver import ApiServer
 from tests.operator.controller.real_world import RealWorld
 
 from disagg_operator.kube.errors import KubeError
@@ -33,13 +31,6 @@ WORDS = "team-a keeps no such objects"
 _POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 _BINDINGS = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
 RECORDS = [pytest.param(kind, id=kind.kind) for kind in (CONFIG_MAP, CONTROLLER_REVISION)]
-
-
-@pytest.fixture
-async def world(crd_server: ApiServer, crd_client: httpx.Client) -> AsyncIterator[RealWorld]:
-    opened = await RealWorld(crd_server).open()
-    yield opened
-    await opened.close()
 
 
 @contextlib.asynccontextmanager

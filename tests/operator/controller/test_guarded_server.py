@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import ClientSession, web
+from tests.connections import ended
 
 from disagg_operator.controller.guarded_server import GuardedServer
 from disagg_wire.connection_guard import ConnectionLimits
@@ -27,13 +28,6 @@ async def serving(limits: ConnectionLimits) -> AsyncIterator[int]:
             yield port
     finally:
         await server.stop()
-
-
-async def ended(reader: asyncio.StreamReader) -> bool:
-    try:
-        return await reader.read() == b""
-    except ConnectionError:
-        return True
 
 
 @pytest.mark.parametrize("sent", [b"", GET[:20]])

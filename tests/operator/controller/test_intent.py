@@ -11,7 +11,8 @@ from disagg_operator.autoscaling.policy.decision import METRICS_UNAVAILABLE, Dec
 from disagg_operator.controller.acceptance import assess
 from disagg_operator.controller.intent import intent_of, pool_intents
 from disagg_operator.controller.replicas import Replicas
-from disagg_operator.status.conditions import Condition, Intent, PoolIntent
+from disagg_operator.status.conditions import Intent, PoolIntent
+from disagg_operator.status.stamping import Condition
 
 POOLS = (PoolIntent("prefill", 1, "spec", "s"), PoolIntent("decode", 2, "autoscaler", "s", autoscaled=True))
 

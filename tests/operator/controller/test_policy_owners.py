@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.operator.controller.rolling import A_MODEL, Rolling
+from tests.operator.controller.rolling import A_MODEL, Rolling, settled
 
 from disagg_operator.controller.policy_owners import MOST_PODS, new_owners
 from disagg_operator.kube.errors import Denied
@@ -89,12 +89,6 @@ def test_owners_that_have_gone_take_no_room_and_the_others_keep_theirs() -> None
     assert len(found) == MOST_PODS
     assert found[:95] == [one["metadata"]["name"] for one in old[5:]]
     assert len(names(new_owners(full, new))) == 10
-
-
-async def settled(**spec: Any) -> Rolling:
-    world = Rolling(**spec)
-    await world.roll()
-    return world
 
 
 def owners_of(world: Rolling, name: str) -> set[str]:

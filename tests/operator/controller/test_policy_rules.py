@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tests.operator.controller.rolling import A_MODEL, Rolling
+from tests.operator.controller.rolling import A_MODEL, Rolling, settled
 
 from disagg_operator.vocabulary import Obj
 
@@ -21,12 +19,6 @@ def ports(world: Rolling) -> set[int]:
     """Return the ports on which workers reach others than themselves."""
     rules = (rule for rule in egress(world) if not any("podSelector" in peer for peer in rule.get("to", ())))
     return {port["port"] for rule in rules for port in rule["ports"]}
-
-
-async def settled(**spec: Any) -> Rolling:
-    world = Rolling(**spec)
-    await world.roll()
-    return world
 
 
 async def test_old_workers_keep_their_rules_until_the_last_one_is_gone() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -32,13 +31,6 @@ pytestmark = pytest.mark.apiserver
 SPEC: dict[str, Any] = {"model": {"uri": "file:///models/m"}, "prefill": {}, "decode": {}, "router": {"replicas": 1}}
 POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 BINDINGS = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
-
-
-@pytest.fixture
-async def world(crd_server: ApiServer, crd_client: httpx.Client) -> AsyncIterator[RealWorld]:
-    opened = await RealWorld(crd_server).open()
-    yield opened
-    await opened.close()
 
 
 async def _refused(world: RealWorld, reason: str, path: str, name: str = "chat") -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
-from tests.operator.controller.rolling import A_MODEL, ROLES, Rolling
+from tests.operator.controller.rolling import A_MODEL, ROLES, Rolling, settled
 from tests.operator.controller.test_canary_rollouts import BAD, OLD, SAME_NAME
 from tests.operator.controller.world import KEY
 
@@ -22,12 +21,6 @@ RENAMED = {**A_MODEL, "name": "new-name"}
 
 def entry(world: Rolling) -> Live:
     return world.live.of(KEY, world.kube.find("DisaggDeployment", "chat")["metadata"]["uid"])
-
-
-async def settled(**spec: Any) -> Rolling:
-    world = Rolling(**spec)
-    await world.roll()
-    return world
 
 
 def idle(world: Rolling) -> None:

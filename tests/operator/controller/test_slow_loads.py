@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from aiohttp import web
+from tests.connections import serving
 from tests.operator.controller.rolling import ROLES, Rolling
 from tests.operator.controller.world import KEY
-from tests.ports import free_port
 
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.controller.starting_pods import StartingPods
@@ -24,9 +23,9 @@ DEADLINE_S = 600
 class Loading(Rolling):
     """A cluster in which the workers that are not ready answer on one port of this machine."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self) -> None:
         super().__init__(rollout={"progressDeadlineSeconds": DEADLINE_S, "autoRollback": True})
-        self.port = port
+        self.port = 0
         self.info: Any = {}
         self.door = DirectDoor()
         self.starting = StartingPods(
@@ -71,17 +70,11 @@ class Loading(Rolling):
 
 @pytest.fixture
 async def world() -> AsyncIterator[Loading]:
-    found = Loading(free_port())
-    app = web.Application()
-    app.add_routes([web.get("/internal/v1/info", found.answer)])
-    async with contextlib.AsyncExitStack() as stack:
-        runner = web.AppRunner(app)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        stack.push_async_callback(found.door.close)
-        await web.TCPSite(runner, "127.0.0.1", found.port).start()
+    found = Loading()
+    async with serving(web.get("/internal/v1/info", found.answer)) as found.port:
         await found.begin()
         yield found
+    await found.door.close()
 
 
 async def test_a_model_that_loads_on_is_waited_for_and_serves_in_the_end(world: Loading) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.ports import free_port
+from tests.connections import serving
 
 from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.signals.direct import DirectDoor
@@ -25,8 +24,8 @@ UNKNOWN = {"reason": "UnknownEngineVersion", "message": "vllm 9.9"}
 class Rig:
     """A worker that answers on the loopback interface, and the part that asks it."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self) -> None:
+        self.port = 0
         self.answer: Any = {"state": "starting"}
         self.status = 200
         self.now_s = 100.0
@@ -61,16 +60,10 @@ class Rig:
 
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
-    found = Rig(free_port())
-    app = web.Application()
-    app.add_routes([web.get("/internal/v1/info", found.info)])
-    async with contextlib.AsyncExitStack() as stack:
-        runner = web.AppRunner(app)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        stack.push_async_callback(found.door.close)
-        await web.TCPSite(runner, "127.0.0.1", found.port).start()
+    found = Rig()
+    async with serving(web.get("/internal/v1/info", found.info)) as found.port:
         yield found
+    await found.door.close()
 
 
 async def test_what_a_worker_says_wakes_its_deployment_once(rig: Rig) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from aiohttp import web
+from tests.connections import serving
 
 from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.signals.pod_facts import Starts
@@ -44,21 +44,14 @@ class Routers:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        app = web.Application()
-        app.add_routes([web.get("/internal/v1/demand", self._demand)])
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
-        await runner.setup()
-        sock = socket.create_server(("127.0.0.1", 0))
-        self.port = sock.getsockname()[1]
-        await web.SockSite(runner, sock).start()
-        task = asyncio.create_task(self.watch.run())
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await runner.cleanup()
+        async with serving(web.get("/internal/v1/demand", self._demand), handler_cancellation=True) as self.port:
+            task = asyncio.create_task(self.watch.run())
+            try:
+                async with asyncio.timeout(LIMIT_S):
+                    yield
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         assert self.watch._polls == {}
 
     def put(self, key: Key, mark: str, replicas: int, *, ready: str = "True") -> None:

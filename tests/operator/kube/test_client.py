@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from tests.connections import serving
 
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.credentials import Credentials, NoCredentials, load
@@ -41,14 +42,9 @@ class Server:
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[Server, str]]:
     found = Server()
-    app = web.Application()
-    app.router.add_route("*", "/{tail:.*}", found.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)  # some answers never come
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    yield found, f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    # Some answers never come.
+    async with serving(web.route("*", "/{tail:.*}", found.handle), shutdown_timeout=0.5) as port:
+        yield found, f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from disagg_operator.status import changes, conditions
-from disagg_operator.status.conditions import Condition, Intent, PoolIntent
+from disagg_operator.status.conditions import Intent, PoolIntent
 from disagg_operator.status.effectiveness import Verdict
 from disagg_operator.status.kv_links import RouterView, WorkerLink
 from disagg_operator.status.pod_problems import Problem
+from disagg_operator.status.stamping import Condition
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
@@ -150,23 +151,6 @@ def test_why_metrics_are_missing_is_said_where_they_are() -> None:
 def test_the_same_inputs_give_the_same_status_at_any_time() -> None:
     first = conditions.build(INTENT, seen(), {}, NOW)
     assert conditions.build(INTENT, seen(), first, LATER) == first
-
-
-def test_a_transition_time_moves_only_with_the_status() -> None:
-    first = conditions.build(INTENT, seen(decode=starting("decode")), {}, NOW)
-    second = conditions.build(INTENT, seen(decode=starting("decode", PULL)), first, LATER)
-    third = conditions.build(INTENT, seen(), second, LATER)
-
-    def ready(of: dict[str, Any]) -> dict[str, Any]:
-        return next(c for c in of["conditions"] if c["type"] == "DecodeReady")
-
-    assert (ready(second)["reason"], ready(second)["lastTransitionTime"]) == ("ImagePull", NOW)
-    assert (ready(third)["status"], ready(third)["lastTransitionTime"]) == ("True", LATER)
-
-
-def test_an_endless_message_is_cut() -> None:
-    built = conditions.build(INTENT, seen(decode=starting("decode", Problem("ImagePull", "x" * 5000))), {}, NOW)
-    assert all(len(c["message"]) <= 2048 for c in built["conditions"])
 
 
 def test_columns_and_counts() -> None:

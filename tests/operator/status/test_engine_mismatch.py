@@ -13,6 +13,7 @@ from tests.fakes.adapter_engine import IDENTITY, FakeEngine
 from tests.operator.api.resources import of
 from tests.operator.desired.facts import FACTS
 from tests.operator.status.test_conditions import INTENT, seen
+from tests.protocol.client import KEY
 
 from disagg_operator.api import parse
 from disagg_operator.desired import render
@@ -34,7 +35,7 @@ def test_a_pod_template_may_give_one_pool_another_image() -> None:
 
 async def view_of(folder: Path, prefill: str, decode: str, *, pairs: int) -> RouterView:
     """Return what a router that expects `pairs` says of adapters whose engines have versions."""
-    (folder / "key").write_bytes(rig.KEY)
+    (folder / "key").write_bytes(KEY)
     members = folder / "members.json"
     values: dict[str, Any] = {
         "model_name": "tiny", "cluster_key_file": folder / "key", "membership": f"file://{members}",

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.profiles import examples
 
 from disagg_protocol.errors import NoCapacity
-from disagg_worker.engine.block_pool import BlockPool, BlockRef, Eviction, Holding, StaleReference, State, blocks_for
+from disagg_wire.eviction import Eviction
+from disagg_worker.engine.block_pool import BlockPool, BlockRef, Holding, StaleReference, State, blocks_for
 from disagg_worker.engine.kv_store import KvStore
 
 HELD = st.sampled_from([State.USED, State.LEASED])

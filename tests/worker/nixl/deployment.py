@@ -18,8 +18,9 @@ from typing import Any
 
 import httpx
 from tests.ports import free_port
+from tests.protocol.client import HEADERS
 from tests.worker.server.process_rig import REPO
-from tests.worker.server.rig import HEADERS, prompt
+from tests.worker.server.rig import prompt
 
 from disagg_router.main import server_of
 from disagg_router.router import Router

@@ -10,17 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import queue
-import secrets
 import sys
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from tests.fakes.kv_memory import KvMemory
-from tests.worker.transfer.rig import KEY
+from tests.worker.transfer.rig import KEY, ticket_of
 
 from disagg_protocol.events import TokenEvent
-from disagg_protocol.ticket import Ticket, sign, token_hash, verify
+from disagg_protocol.ticket import sign, verify
 from disagg_wire.engines import AUTO, TCP
 from disagg_worker.transfer import landing, writes
 from disagg_worker.transfer.landing import Landings
@@ -91,21 +90,8 @@ class Decode:
         reserved = Reserved(self.cache, ids)
         offered = self.landings.offer({TCP: "network"}, prefill, reserved)
         tokens = list(range(len(ids) * LAYOUT.block_size_tokens))
-        ticket = Ticket(
-            transfer_id=secrets.token_hex(16),
-            request_id="r",
-            epoch=0,
-            compat="c",
-            decode_incarnation="d/e",
-            host=self.listener.host,
-            port=self.listener.port,
-            tokens=len(tokens),
-            token_hash=token_hash(tokens),
-            lifetime_s=30.0,
-            prefill_incarnation=prefill,
-            integrity=integrity,
-            offer=offered[0].encode() if offered else "",
-        )
+        offer = offered[0].encode() if offered else ""
+        ticket = ticket_of(self.listener, tokens, prefill_incarnation=prefill, integrity=integrity, offer=offer)
         landed = offered[1] if offered else None
         failed = lambda _code, message: self.outcomes.put(str(message))  # noqa: E731
         self.session = Session(sign(KEY, ticket), reserved, self.outcomes.put, failed, landing=landed)

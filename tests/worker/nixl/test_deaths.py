@@ -13,11 +13,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.protocol.client import KEY
 from tests.worker import checkpoints
 from tests.worker.nixl.deployment import Deployment, deployment, member
 from tests.worker.nixl.networks import namespaces
 from tests.worker.oracle import MODEL
-from tests.worker.server.rig import KEY
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 TLS = {"shm": "cma,tcp", "tcp": "tcp"}

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.protocol.client import body, tokens_of
 from tests.worker.nixl.networks import namespaces
 from tests.worker.server.process_rig import REPO, Process, process
-from tests.worker.server.rig import body, prompt, tokens_of
+from tests.worker.server.rig import prompt
 
 pytestmark = pytest.mark.slow
 Line = dict[str, Any]

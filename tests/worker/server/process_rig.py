@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 from tests.ports import free_port
-from tests.worker.server.rig import HEADERS
+from tests.protocol.client import HEADERS
 
 REPO = Path(__file__).parents[3]
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,26 +16,21 @@ from typing import Any
 
 import httpx
 import uvicorn
+from tests.protocol.client import HEADERS, KEY, Client, Line, body, tokens_of
 
 from disagg_protocol.app import create_app
 from disagg_protocol.process import QuietServer
-from disagg_wire.cluster_key import bearer_of
 from disagg_worker.main import load_node
 from disagg_worker.server.worker import Worker
 from disagg_worker.settings import Settings
 from disagg_worker.values.engine_load import Load
 
-KEY = b"k" * 32
-HEADERS = {"authorization": f"Bearer {bearer_of(KEY)}"}
-Line = dict[str, Any]
-
 
 @dataclass(frozen=True)
-class Running:
+class Running(Client):
     """A worker that serves."""
 
     worker: Worker
-    http: httpx.AsyncClient
 
     def load(self) -> Load:
         assert self.worker.node is not None
@@ -61,19 +55,6 @@ class Running:
         assert self.worker.node is not None
         assert self.worker.node.listener._waiting == {}
         assert self.worker.node.listener._receiving == {}
-
-    @asynccontextmanager
-    async def call(self, role: str, body: Line) -> AsyncIterator[AsyncIterator[Line]]:
-        """Yield the events of one call; leaving closes the connection, as a router does that wants
-        no more.
-        """
-        async with self.http.stream("POST", f"/internal/v1/{role}", json=body) as answer:
-            assert answer.status_code == 200, (await answer.aread()).decode()
-            yield (json.loads(line) async for line in answer.aiter_lines())
-
-    async def lines(self, role: str, body: Line) -> list[Line]:
-        async with self.call(role, body) as events:
-            return [line async for line in events]
 
     async def refused(self, role: str, body: Line) -> tuple[int, Line]:
         answer = await self.http.post(f"/internal/v1/{role}", json=body)
@@ -120,31 +101,15 @@ async def running(role: str, folder: Path, **changes: Any) -> AsyncIterator[Runn
     assert worker.node is not None
     try:
         async with serve(worker) as http:
-            yield Running(worker, http)
+            yield Running(http, worker)
         assert lost == []
     finally:
         worker.node.listener.close()
         await asyncio.to_thread(worker.node.engine.stop, 5.0)
 
 
-def body(tokens: list[int], prompt_tokens: int | None = None, **sampling: Any) -> Line:
-    values = {"seed": 1, "max_new_tokens": 8, "temperature": 0.0} | sampling
-    return {
-        "request_id": "r1",
-        "epoch": 0,
-        "tokens": tokens,
-        "prompt_tokens": prompt_tokens or len(tokens),
-        "sampling": values,
-        "deadline_s": 60.0,
-    }
-
-
 def prompt(n: int, start: int = 1) -> list[int]:
     return [1 + (start + 7 * i) % 96 for i in range(n)]
-
-
-def tokens_of(lines: list[Line]) -> list[tuple[int, int]]:
-    return [(line["index"], line["token"]) for line in lines if line["type"] == "token"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.server.rig import Line, Running, body, pair, prompt, running
+from tests.protocol.client import Line, body
+from tests.worker.server.rig import Running, pair, prompt, running
 
 from disagg_protocol import departure
 from disagg_protocol.process import Process

@@ -6,8 +6,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from tests.protocol.client import body, tokens_of
 from tests.worker.engine.engines import Turnstile
-from tests.worker.server.rig import Running, body, prompt, running, tokens_of
+from tests.worker.server.rig import Running, prompt, running
 
 from disagg_protocol.bodies import Line
 

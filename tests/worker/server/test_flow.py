@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.server.rig import KEY, Line, Running, body, pair, prompt, running, tokens_of
+from tests.protocol.client import KEY, Line, body, tokens_of
+from tests.worker.server.rig import Running, pair, prompt, running
 from tests.worker.transfer.rig import Peer
 
 from disagg_protocol.ticket import Ticket, sign, token_hash, verify

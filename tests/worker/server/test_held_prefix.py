@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.server.rig import KEY, Line, Pair, body, pair, prompt, running, tokens_of
+from tests.protocol.client import KEY, Line, body, tokens_of
+from tests.worker.server.rig import Pair, pair, prompt, running
 from tests.worker.transfer.bound_rig import Lane
 
 from disagg_protocol.ticket import Ticket, sign, verify

@@ -15,7 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.routing import Route
-from tests.worker.server.rig import KEY, body, make_settings, prompt, running, serve, tokens_of
+from tests.protocol.client import KEY, body, tokens_of
+from tests.worker.server.rig import make_settings, prompt, running, serve
 
 from disagg_protocol import body_errors
 from disagg_protocol.bodies import Line

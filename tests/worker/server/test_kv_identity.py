@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.server.rig import Line, Pair, Running, body, pair, prompt, running, tokens_of
+from tests.protocol.client import Line, body, tokens_of
+from tests.worker.server.rig import Pair, Running, pair, prompt, running
 
 from disagg_worker.engine.core import TorchEngine
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.protocol.client import body, tokens_of
 from tests.worker.server.process_rig import Process, process
-from tests.worker.server.rig import body, prompt, tokens_of
+from tests.worker.server.rig import prompt
 
 pytestmark = pytest.mark.slow
 REPO = Path(__file__).parents[3]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from tests.worker.server.rig import body, prompt, running, tokens_of
+from tests.protocol.client import body, tokens_of
+from tests.worker.server.rig import prompt, running
 
 SIZE = 16
 # A ticket lives for much longer than the test may take.

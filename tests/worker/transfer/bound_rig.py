@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Sequence
 from typing import Any
 
-from tests.worker.transfer.rig import BLOCKS, FIRST, KEY, LAYOUT, TOKENS, layer_payload
+from tests.worker.transfer.rig import BLOCKS, FIRST, KEY, LAYOUT, TOKENS, layer_payload, reset
 
 from disagg_protocol.ticket import Ticket, token_hash
 from disagg_worker.transfer import frames
@@ -90,6 +89,4 @@ class Lane:
         return str(content["message"])
 
     def reset(self) -> None:
-        """Close the connection with RST, as the death of a process does."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.sock.close()
+        reset(self.sock)

@@ -60,6 +60,22 @@ class Memory(KvMemory):
 SOURCE = Memory(fill=bytes(range(251)))
 
 
+def ticket_of(listener: KvListener, tokens: list[int], **bound: Any) -> Ticket:
+    return Ticket(
+        transfer_id=secrets.token_hex(16),
+        request_id="r",
+        epoch=0,
+        compat="c",
+        decode_incarnation="d/e",
+        host=listener.host,
+        port=listener.port,
+        tokens=len(tokens),
+        token_hash=token_hash(tokens),
+        lifetime_s=30.0,
+        **bound,
+    )
+
+
 class Rig:
     """A listener with one announced transfer at a time; its outcome is in `outcomes`."""
 
@@ -68,19 +84,7 @@ class Rig:
         self.outcomes: queue.SimpleQueue[Received | tuple[str, str]] = queue.SimpleQueue()
 
     def announce(self, **bound: Any) -> Session:
-        ticket = Ticket(
-            transfer_id=secrets.token_hex(16),
-            request_id="r",
-            epoch=0,
-            compat="c",
-            decode_incarnation="d/e",
-            host=self.listener.host,
-            port=self.listener.port,
-            tokens=len(TOKENS),
-            token_hash=token_hash(TOKENS),
-            lifetime_s=30.0,
-            **bound,
-        )
+        ticket = ticket_of(self.listener, TOKENS, **bound)
         session = Session(
             sign(KEY, ticket), Memory(), self.outcomes.put, lambda code, message: self.outcomes.put((code, message))
         )
@@ -89,6 +93,25 @@ class Rig:
 
     def outcome(self) -> Received | tuple[str, str]:
         return self.outcomes.get(timeout=10)
+
+    def failure(self, session: Session) -> tuple[str, str]:
+        """Check that the transfer failed and its blocks are free, and return code and message."""
+        outcome = self.outcome()
+        assert isinstance(outcome, tuple)
+        assert self.outcomes.empty()
+        assert isinstance(session.reservation, Memory)
+        assert session.reservation.released.get_nowait()
+        assert session.reservation.released.empty()
+        return outcome
+
+    def arrived(self, session: Session) -> None:
+        """Check that the KV lies in the blocks, which nobody has given up."""
+        got = self.outcome()
+        assert isinstance(got, Received)
+        assert (got.first_token, got.kv_bytes) == (7, len(SOURCE.bytes))
+        assert isinstance(session.reservation, Memory)
+        assert session.reservation.bytes == SOURCE.bytes
+        assert session.reservation.released.empty()
 
     def serves_the_next(self) -> None:
         """Check the invariant after every fault: the listener accepts the next transfer.
@@ -100,9 +123,7 @@ class Rig:
         with Peer(session.ticket) as peer:
             peer.send_all()
             assert peer.answer() == (FrameType.ACK, {"kv_bytes": len(SOURCE.bytes)})
-        assert isinstance(self.outcome(), Received)
-        assert isinstance(session.reservation, Memory)
-        assert session.reservation.bytes == SOURCE.bytes
+        self.arrived(session)
         assert self.listener._waiting == {}
         assert self.listener._receiving == {}
 
@@ -114,6 +135,12 @@ def rig(idle_s: float = 5.0) -> Iterator[Rig]:
         yield r
     finally:
         r.listener.close()
+
+
+def reset(sock: socket.socket) -> None:
+    """Close the connection with RST, as the death of a process does."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 class Peer:
@@ -135,9 +162,7 @@ class Peer:
         self.sock.close()
 
     def reset(self) -> None:
-        """Close the connection with RST, as the death of a process does."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.sock.close()
+        reset(self.sock)
 
     def begin(self) -> dict[str, Any]:
         proof = begin_proof(self.key, self.challenge, self.ticket.transfer_id)

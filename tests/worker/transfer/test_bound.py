@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 from tests.worker.transfer.bound_rig import CRC, MAC, Lane
-from tests.worker.transfer.rig import BLOCKS, LAYOUT, SOURCE, Memory, Peer, Rig, rig
+from tests.worker.transfer.rig import BLOCKS, LAYOUT, SOURCE, Memory, Peer, rig
 
 from disagg_protocol.ticket import sign
 from disagg_worker.transfer import frames
@@ -23,30 +23,10 @@ from disagg_worker.transfer.received import Received
 KINDS = pytest.mark.parametrize("bound", [MAC, CRC], ids=["mac", "crc32c"])
 
 
-def failed_with(r: Rig, session: Session) -> tuple[str, str]:
-    """Check that the transfer failed and its blocks are free, and return code and message."""
-    outcome = r.outcome()
-    assert isinstance(outcome, tuple)
-    assert r.outcomes.empty()
-    assert isinstance(session.reservation, Memory)
-    assert session.reservation.released.get_nowait()
-    assert session.reservation.released.empty()
-    return outcome
-
-
 def joined(session: Session, connections: int) -> None:
     """Wait until the listener has read BEGIN of so many connections."""
     while len(session.socks) < connections:
         threading.Event().wait(0.002)
-
-
-def arrived(r: Rig, session: Session) -> None:
-    got = r.outcome()
-    assert isinstance(got, Received)
-    assert (got.first_token, got.kv_bytes) == (7, len(SOURCE.bytes))
-    assert isinstance(session.reservation, Memory)
-    assert session.reservation.bytes == SOURCE.bytes
-    assert session.reservation.released.empty()
 
 
 @KINDS
@@ -63,7 +43,7 @@ def test_what_is_sent_over_several_connections_lies_in_the_blocks(
                 lane.end()
         lanes[0].commit(*lanes[1:])
         assert lanes[0].answer() == (FrameType.ACK, {"kv_bytes": len(SOURCE.bytes)})
-        arrived(r, session)
+        r.arrived(session)
         for lane in lanes:
             lane.sock.close()
         r.serves_the_next()
@@ -80,7 +60,7 @@ def test_progress_keeps_every_connection_alive() -> None:
             second.layers([0, 1, 2]).end()
             first.commit(second)
             assert first.answer()[0] is FrameType.ACK
-        arrived(r, session)
+        r.arrived(session)
 
 
 def _flip(data: bytes, at: int) -> bytes:
@@ -122,7 +102,7 @@ def test_damage_on_one_connection_fails_the_transfer_on_all(bound: dict[str, str
             answers = [lane.answer() for lane in (first, second)]
             assert [kind for kind, _ in answers] == [FrameType.ERROR, FrameType.ERROR]
             assert answers[0] == answers[1]
-        assert failed_with(r, session) == ("transfer_failed", answers[0][1]["message"])
+        assert r.failure(session) == ("transfer_failed", answers[0][1]["message"])
         r.serves_the_next()
 
 
@@ -132,7 +112,7 @@ def test_a_frame_of_another_connection_is_not_taken() -> None:
         with Lane(session.ticket).begin() as first, Lane(session.ticket, 1).begin() as second:
             first.sock.sendall(second.layer_bytes(0, 0))
             assert "checksum" in first.answer()[1]["message"]
-        failed_with(r, session)
+        r.failure(session)
         r.serves_the_next()
 
 
@@ -145,7 +125,7 @@ def test_a_peer_without_the_cluster_key_can_seal_nothing() -> None:
             lane.sock.sendall(stranger.layer_bytes(0, 0))
             assert "checksum" in lane.answer()[1]["message"]
             stranger.sock.close()
-        failed_with(r, session)
+        r.failure(session)
         r.serves_the_next()
 
 
@@ -165,7 +145,7 @@ def test_a_connection_that_ends_early_ends_the_others(how: str, which: int, with
         else:
             lost.reset() if how == "reset" else lost.sock.close()
         assert other.answer()[0] is FrameType.ERROR
-        assert failed_with(r, session)[0] == "transfer_failed"
+        assert r.failure(session)[0] == "transfer_failed"
         for lane in lanes:
             lane.sock.close()
         r.serves_the_next()
@@ -182,7 +162,7 @@ def test_blocks_are_not_freed_while_a_connection_writes_into_them() -> None:
             frame = first.layer_bytes(0, 0)
             first.sock.sendall(frame[: _HEAD + 100])
             second.sock.sendall(b"x" * _HEAD)
-            failed_with(r, session)
+            r.failure(session)
             memory.bytes[:] = bytes(len(memory.bytes))
             first.sock.sendall(frame[_HEAD + 100 :])
             assert first.answer()[0] is FrameType.ERROR
@@ -204,7 +184,7 @@ def test_a_connection_that_falls_silent_loses_the_blocks(silent: int, within: in
                 threading.Event().wait(0.05)
         except OSError:
             pass  # It has been told.
-        assert "timed out" in failed_with(r, session)[1]
+        assert "timed out" in r.failure(session)[1]
         for lane in lanes:
             lane.sock.close()
         r.serves_the_next()
@@ -215,7 +195,7 @@ def test_a_further_connection_alone_cannot_hold_the_blocks() -> None:
         session = r.announce(**MAC)
         with Lane(session.ticket, 1).begin() as lane:
             lane.layers([0, 1, 2]).end()
-            assert "timed out" in failed_with(r, session)[1]
+            assert "timed out" in r.failure(session)[1]
         r.serves_the_next()
 
 
@@ -229,7 +209,7 @@ def test_a_commit_waits_for_the_last_frames_of_the_other_connections() -> None:
             assert r.outcomes.empty()
             second.end()
             assert first.answer()[0] is FrameType.ACK
-        arrived(r, session)
+        r.arrived(session)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +235,7 @@ def test_a_commit_of_something_else_is_not_taken(change: dict[str, object], mess
             second.layers([1, 2]).end()
             first.commit(second, **change)
             assert message in first.answer()[1]["message"]
-        assert message in failed_with(r, session)[1]
+        assert message in r.failure(session)[1]
         r.serves_the_next()
 
 
@@ -265,14 +245,14 @@ def test_missing_layers_and_a_missing_end_are_noticed() -> None:
         with Lane(session.ticket).begin() as lane:
             lane.layers([0, 2]).commit()
             assert "never arrived" in lane.answer()[1]["message"]
-        failed_with(r, session)
+        r.failure(session)
     with rig(idle_s=0.3) as r:
         session = r.announce(**MAC)
         with Lane(session.ticket).begin() as first, Lane(session.ticket, 1).begin() as second:
             second.layers([0, 1, 2])
             first.commit(second)
             assert "timed out" in first.answer()[1]["message"]
-        failed_with(r, session)
+        r.failure(session)
         r.serves_the_next()
 
 
@@ -281,7 +261,7 @@ def test_prefill_may_give_up() -> None:
         session = r.announce(**MAC)
         with Lane(session.ticket).begin() as lane:
             lane.link.send_json(FrameType.ERROR, {"code": "finished", "message": "enough", "retryable": False})
-            assert "finished: enough" in failed_with(r, session)[1]
+            assert "finished: enough" in r.failure(session)[1]
         r.serves_the_next()
 
 
@@ -307,7 +287,7 @@ def test_tickets_are_for_both_ends_and_for_one_use_of_each_connection() -> None:
                 assert "used" in again.begin().refusal()
             first.layers([1, 2]).commit()
             assert first.answer()[0] is FrameType.ACK
-        arrived(r, session)
+        r.arrived(session)
         with Lane(session.ticket, 1) as late:
             assert "used" in late.begin().refusal()
         r.serves_the_next()
@@ -330,7 +310,7 @@ def test_cancel_ends_every_connection_and_frees_once(connections: int) -> None:
         joined(session, connections)
         r.listener.cancel(session)
         r.listener.cancel(session)
-        assert failed_with(r, session)[0] == "cancelled"
+        assert r.failure(session)[0] == "cancelled"
         with Lane(session.ticket, 3) as late:
             assert "cancelled" in late.begin().refusal()
         for lane in lanes:
@@ -349,5 +329,5 @@ def test_an_engine_that_refuses_the_kv_fails_the_transfer() -> None:
         with Lane(session.ticket).begin() as lane:
             lane.layers([0, 1, 2]).commit()
             assert lane.answer()[1] == {"code": "not_accepted", "message": "the worker is stopping", "retryable": True}
-        assert failed_with(r, session) == ("not_accepted", "the worker is stopping")
+        assert r.failure(session) == ("not_accepted", "the worker is stopping")
         r.serves_the_next()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import queue
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from tests.worker.transfer.bound_rig import CRC, MAC, PREFILL
+from tests.worker.transfer.bound_rig import CRC, MAC
 from tests.worker.transfer.rig import (
     FIRST,
     KEY,
@@ -25,6 +24,7 @@ from tests.worker.transfer.rig import (
     rig,
     until,
 )
+from tests.worker.transfer.sending import Sending
 
 from disagg_protocol.events import ErrorEvent
 from disagg_protocol.ticket import Ticket, sign
@@ -36,34 +36,7 @@ from disagg_worker.transfer.listener import KvListener
 from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sealed_socket import SealedSocket
 from disagg_worker.transfer.seals import Sealer
-from disagg_worker.transfer.sender import TcpKvSender, TransferDone
 from disagg_worker.transfer.sender_timeouts import SenderTimeouts
-
-
-class Sending:
-    """A sender that opens further connections for little, if there are to be several."""
-
-    def __init__(self, ticket: Ticket, connections: int = 1, timeouts: SenderTimeouts | None = None) -> None:
-        self.done: queue.SimpleQueue[TransferDone] = queue.SimpleQueue()
-        self.sender = TcpKvSender(
-            ticket, KEY, PREFILL, TOKENS, ("127.0.0.1", "lo"), self.done.put, timeouts, connections
-        )
-
-    def all(self) -> None:
-        for layer in range(LAYOUT.layers):
-            self.sender.layer_ready(layer, 0, layer_blocks())
-        self.sender.commit(FIRST)
-
-    def end(self) -> TransferDone:
-        done = self.done.get(timeout=20)
-        assert self.done.empty()
-        return done
-
-    def error(self) -> ErrorEvent:
-        done = self.end()
-        assert done.error is not None
-        assert done.kv_bytes == 0
-        return done.error
 
 
 @pytest.fixture

@@ -31,18 +31,8 @@ from tests.worker.transfer.rig import (
 
 from disagg_protocol.ticket import sign
 from disagg_worker.transfer.frames import MAX_PAYLOAD_BYTES, FrameType, Header
-from disagg_worker.transfer.listener import KvListener, Phase, Session
+from disagg_worker.transfer.listener import KvListener, Phase
 from disagg_worker.transfer.received import Received
-
-
-def failed_with(r: Rig, session: Session) -> tuple[str, str]:
-    """Check that the transfer failed and its blocks are free, and return code and message."""
-    outcome = r.outcome()
-    assert isinstance(outcome, tuple)
-    assert isinstance(session.reservation, Memory)
-    assert session.reservation.released.get_nowait()
-    assert session.reservation.released.empty()
-    return outcome
 
 
 def test_what_is_sent_lies_in_the_reserved_blocks() -> None:
@@ -51,12 +41,7 @@ def test_what_is_sent_lies_in_the_reserved_blocks() -> None:
         with Peer(session.ticket) as peer:
             peer.send_all()
             assert peer.answer() == (FrameType.ACK, {"kv_bytes": len(SOURCE.bytes)})
-        got = r.outcome()
-        assert isinstance(got, Received)
-        assert (got.first_token, got.kv_bytes) == (7, len(SOURCE.bytes))
-        assert isinstance(session.reservation, Memory)
-        assert session.reservation.bytes == SOURCE.bytes
-        assert session.reservation.released.empty()
+        r.arrived(session)
         r.serves_the_next()
 
 
@@ -75,7 +60,7 @@ def test_a_connection_cut_at_any_byte_frees_the_blocks_at_once(where: float, how
         while not r.listener.begun(session) and time.monotonic() < deadline_s:
             threading.Event().wait(0.002)
         peer.reset() if how == "reset" else peer.sock.close()
-        assert failed_with(r, session)[0] == "transfer_failed"
+        assert r.failure(session)[0] == "transfer_failed"
         r.serves_the_next()
 
 
@@ -91,7 +76,7 @@ def test_a_flipped_bit_in_a_layer_fails_the_transfer(where: float) -> None:
             kind, answer = peer.answer()
             assert kind is FrameType.ERROR
             assert "checksum" in answer["message"]
-        assert "checksum" in failed_with(r, session)[1]
+        assert "checksum" in r.failure(session)[1]
         r.serves_the_next()
 
 
@@ -175,7 +160,7 @@ def test_the_kv_of_other_tokens_is_not_taken() -> None:
         with Peer(session.ticket) as peer:
             peer.send_all(tokens=[*TOKENS[:-1], 63])
             assert "token_hash" in peer.answer()[1]["message"]
-        assert "token_hash" in failed_with(r, session)[1]
+        assert "token_hash" in r.failure(session)[1]
         r.serves_the_next()
 
 
@@ -187,7 +172,7 @@ def test_a_silent_sender_loses_its_blocks(after_layers: int) -> None:
             peer.send_begin()
             for i in range(after_layers):
                 peer.link.send(layer_header(i, i), layer_payload(i))
-            assert "timed out" in failed_with(r, session)[1]
+            assert "timed out" in r.failure(session)[1]
         r.serves_the_next()
 
 
@@ -210,7 +195,7 @@ def test_a_sender_that_drips_bytes_is_as_good_as_silent() -> None:
             peer.send_begin()
             thread = threading.Thread(target=drip, args=(peer,))
             thread.start()
-            assert "timed out" in failed_with(r, session)[1]
+            assert "timed out" in r.failure(session)[1]
             stopped.set()
             thread.join()
         r.serves_the_next()
@@ -226,7 +211,7 @@ def test_progress_keeps_a_slow_computation_alive() -> None:
                 peer.link.send(Header(FrameType.PROGRESS))
                 threading.Event().wait(0.1)
             peer.link.send_json(FrameType.ERROR, {"code": "finished", "message": "enough", "retryable": False})
-            assert "finished: enough" in failed_with(r, session)[1]
+            assert "finished: enough" in r.failure(session)[1]
         r.serves_the_next()
 
 
@@ -253,7 +238,7 @@ def test_a_frame_that_breaks_the_rules_fails_the_transfer(raw: bytes, message: s
         with Peer(session.ticket) as peer:
             peer.send_begin()
             peer.sock.sendall(raw)
-            assert message in failed_with(r, session)[1]
+            assert message in r.failure(session)[1]
         r.serves_the_next()
 
 
@@ -279,7 +264,7 @@ def test_cancel_while_receiving_frees_at_once() -> None:
             while not r.listener.begun(session) and time.monotonic() < deadline_s:
                 threading.Event().wait(0.002)
             r.listener.cancel(session)
-            assert failed_with(r, session)[0] == "cancelled"
+            assert r.failure(session)[0] == "cancelled"
         r.serves_the_next()
 
 
@@ -316,7 +301,7 @@ def test_an_engine_that_refuses_the_kv_fails_the_transfer() -> None:
         with Peer(session.ticket) as peer:
             peer.send_all()
             assert peer.answer()[1] == {"code": "not_accepted", "message": "the worker is stopping", "retryable": True}
-        assert failed_with(r, session) == ("not_accepted", "the worker is stopping")
+        assert r.failure(session) == ("not_accepted", "the worker is stopping")
         r.serves_the_next()
 
 

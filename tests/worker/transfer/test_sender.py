@@ -5,7 +5,6 @@ and never outlives a cancel.
 from __future__ import annotations
 
 import dataclasses
-import queue
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,39 +12,14 @@ from contextlib import contextmanager
 
 import pytest
 from tests.worker.transfer.rig import BLOCKS, FIRST, KEY, LAYOUT, SOURCE, TOKENS, Memory, big_block, layer_blocks, rig
+from tests.worker.transfer.sending import Sending
 
 from disagg_protocol.events import ErrorEvent
 from disagg_protocol.ticket import Ticket, sign
 from disagg_worker.transfer.frame_socket import FrameSocket
 from disagg_worker.transfer.frames import FrameType, Header
 from disagg_worker.transfer.received import Received
-from disagg_worker.transfer.sender import TcpKvSender, TransferDone
 from disagg_worker.transfer.sender_timeouts import SenderTimeouts
-
-
-class Sending:
-    def __init__(self, ticket: Ticket, timeouts: SenderTimeouts | None = None, tokens: list[int] = TOKENS) -> None:
-        self.done: queue.SimpleQueue[TransferDone] = queue.SimpleQueue()
-        self.sender = TcpKvSender(ticket, KEY, "p/e", tokens, ("127.0.0.1", "lo"), self.done.put, timeouts)
-
-    def layer(self, layer: int) -> None:
-        self.sender.layer_ready(layer, 0, layer_blocks())
-
-    def all(self) -> None:
-        for layer in range(LAYOUT.layers):
-            self.layer(layer)
-        self.sender.commit(FIRST)
-
-    def end(self) -> TransferDone:
-        done = self.done.get(timeout=10)
-        assert self.done.empty()
-        return done
-
-    def error(self) -> ErrorEvent:
-        done = self.end()
-        assert done.error is not None
-        assert done.kv_bytes == 0
-        return done.error
 
 
 @contextmanager
@@ -135,7 +109,7 @@ def test_the_commit_speaks_of_the_tokens_that_were_computed() -> None:
 
 def test_while_it_computes_the_peer_hears_that_it_lives() -> None:
     with deaf_peer() as (ticket, server):
-        sending = Sending(ticket, SenderTimeouts(progress_s=0.02))
+        sending = Sending(ticket, 1, SenderTimeouts(progress_s=0.02))
         sending.layer(0)
         sock, link = greet(server)
         with sock:
@@ -152,7 +126,7 @@ def test_while_it_computes_the_peer_hears_that_it_lives() -> None:
 @pytest.mark.parametrize("greets", [False, True])
 def test_a_peer_that_never_answers_is_given_up(greets: bool) -> None:
     with deaf_peer() as (ticket, server):
-        sending = Sending(ticket, SenderTimeouts(peer_s=1.0 if greets else 0.2))
+        sending = Sending(ticket, 1, SenderTimeouts(peer_s=1.0 if greets else 0.2))
         sending.all()
         sock = greet(server)[0] if greets else server.accept()[0]
         with sock:
@@ -161,7 +135,7 @@ def test_a_peer_that_never_answers_is_given_up(greets: bool) -> None:
 
 def test_cancel_ends_the_wait_for_the_acknowledgement_at_once() -> None:
     with deaf_peer() as (ticket, server):
-        sending = Sending(ticket, SenderTimeouts(peer_s=60))
+        sending = Sending(ticket, 1, SenderTimeouts(peer_s=60))
         sending.all()
         sock, link = greet(server)
         with sock:
@@ -178,7 +152,7 @@ def test_cancel_ends_the_wait_for_the_acknowledgement_at_once() -> None:
 
 def test_cancel_ends_a_send_that_the_peer_does_not_read() -> None:
     with deaf_peer() as (ticket, server):
-        sending = Sending(ticket, SenderTimeouts(peer_s=60))
+        sending = Sending(ticket, 1, SenderTimeouts(peer_s=60))
         big = big_block(4 << 20)
         for i in range(8):
             sending.sender.layer_ready(0, i, big)

@@ -1,9 +1,12 @@
-"""PURE: What engines write in other ways than the protocol: formats, probabilities and names."""
+"""PURE: What engines write in other ways than the protocol: formats, numbers, errors and names."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+
+from disagg_adapter.engines.contract import EngineFault
+from disagg_wire import codes
 
 _META = frozenset("\\.^$*+?{}[]|()/")
 _CONTROL = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -36,3 +39,13 @@ def name_of(text: str) -> str:
     Names of one length are never the beginning of each other.
     """
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def fault_of(status: int | None, message: str, code: str) -> EngineFault:
+    """Return the error for the status of an answer, or of an error in a stream; `code` is that of
+    failures of the engine.
+    """
+    if status in (400, 404, 413, 422):
+        return EngineFault(codes.INVALID_REQUEST, message, retryable=False)
+    # Decode of SGLang that is out of memory ends requests with 503.
+    return EngineFault(codes.NO_CAPACITY if status in (429, 503) else code, message)

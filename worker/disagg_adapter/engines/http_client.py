@@ -13,6 +13,7 @@ from pydantic_core import from_json
 
 from disagg_adapter.engines.connection import Connection, Connections
 from disagg_adapter.engines.contract import EngineFault
+from disagg_adapter.engines.formats import fault_of
 from disagg_wire import codes
 
 _MAX_EVENT_BYTES = 4 << 20
@@ -109,6 +110,15 @@ class EngineHttp:
             yield connection
         finally:
             self._connections.give_back(connection)
+
+
+@contextlib.asynccontextmanager
+async def faults(code: str = codes.INTERNAL) -> AsyncGenerator[None]:
+    """Turn an answer with an error into the fault that its status means (`fault_of`)."""
+    try:
+        yield
+    except EngineAnswer as answer:
+        raise fault_of(answer.status, answer.message, code) from None
 
 
 @contextlib.contextmanager

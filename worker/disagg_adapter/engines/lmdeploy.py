@@ -32,11 +32,11 @@ from disagg_adapter.engines.contract import (
     Unusable,
     Work,
 )
-from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
+from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp, faults
 from disagg_adapter.engines.kept_stream import KeptStreams
-from disagg_adapter.engines.lmdeploy_answers import Cut, delta_of, fault_of, request_body
+from disagg_adapter.engines.lmdeploy_answers import Cut, delta_of, request_body
 from disagg_adapter.engines.lmdeploy_pairs import RDMA_PROTOCOL, LmdeployPairs, engine_info
-from disagg_adapter.engines.prometheus_text import parse_samples
+from disagg_adapter.engines.prometheus_text import parse_samples, read_samples
 from disagg_protocol.errors import InvalidInput
 from disagg_wire import codes
 from disagg_wire.engine_metrics.lmdeploy import readings_of
@@ -186,10 +186,7 @@ class Lmdeploy(Engine):
         return MAX_TOKENS
 
     async def read(self) -> Readings:
-        try:
-            return readings_of(parse_samples(await self._http.text("/metrics", _HTTP_S)))
-        except EngineAnswer as answer:
-            raise EngineFault(codes.INTERNAL, str(answer)) from None
+        return readings_of(await read_samples(self._http))
 
     def check(self, work: Work) -> None:
         sampling, structured = work.sampling, work.sampling.structured
@@ -234,7 +231,7 @@ class Lmdeploy(Engine):
         if turn is not None:
             await turn.take()
         try:
-            async with _faults(codes.INTERNAL), self._http.events(_CHAT, self._body(work, stream=True)) as events:
+            async with faults(), self._http.events(_CHAT, self._body(work, stream=True)) as events:
                 cut = Cut(work)
                 async for event in events:
                     if (delta := cut.of(delta_of(event, work.sampling.logprobs is not None))) is not None:
@@ -253,7 +250,7 @@ class Lmdeploy(Engine):
         await self._turn.take()
         kept_s = 0.0
         try:
-            async with _faults(codes.TRANSFER_FAILED):
+            async with faults(codes.TRANSFER_FAILED):
                 answer = await self._http.json(_CHAT, _SECONDS_OF_A_PROMPT, body)
             try:
                 token, blocks = int(answer["remote_token_ids"][0]), [int(b) for b in answer["cache_block_ids"]]
@@ -312,7 +309,7 @@ class Lmdeploy(Engine):
         """Connect with prefill's engine; what fails before the first token is the transfer's."""
         peer = parameters["engine_id"]
         try:
-            async with _faults(codes.TRANSFER_FAILED):
+            async with faults(codes.TRANSFER_FAILED):
                 await self._pairs.connect(self._engine_id, self._info, parameters)
                 yield
         except EngineFault as fault:
@@ -322,7 +319,7 @@ class Lmdeploy(Engine):
             raise EngineFault(codes.TRANSFER_FAILED, str(fault)) from None
 
     async def probe(self) -> None:
-        async with _faults(codes.INTERNAL):
+        async with faults():
             if self._turn.taken:
                 # A prompt could evict what decode is about to read.
                 await self._http.text("/health", _HTTP_S)
@@ -343,12 +340,3 @@ class Lmdeploy(Engine):
 
     def _body(self, work: Work, *, stream: bool) -> dict[str, Any]:
         return request_body(work, work.adapter or self._options.model) | {"stream": stream}
-
-
-@contextlib.asynccontextmanager
-async def _faults(code: str) -> AsyncGenerator[None]:
-    """Turn an answer of LMDeploy into the error that it means."""
-    try:
-        yield
-    except EngineAnswer as answer:
-        raise fault_of(answer.status, answer.message, code) from None

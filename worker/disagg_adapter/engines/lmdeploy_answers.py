@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from disagg_adapter.engines.contract import Delta, EngineFault, Output, Work
-from disagg_adapter.engines.formats import choice_regex, logprob_of
+from disagg_adapter.engines.formats import choice_regex, fault_of, logprob_of
 from disagg_wire import codes
 
 _PLAIN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
@@ -87,9 +87,3 @@ def delta_of(event: Any, logprobs: bool = False) -> Delta | None:
     if reason not in (None, "stop", "length"):
         raise EngineFault(codes.INTERNAL, f"LMDeploy ended the request with {reason!r}")
     return Delta(outputs, reason) if outputs or reason else None
-
-
-def fault_of(status: int | None, message: str, code: str) -> EngineFault:
-    if status in (400, 404, 413, 422):
-        return EngineFault(codes.INVALID_REQUEST, message, retryable=False)
-    return EngineFault(codes.NO_CAPACITY if status in (429, 503) else code, message)

@@ -6,11 +6,26 @@ import math
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from disagg_adapter.engines.contract import EngineFault
+from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
+from disagg_wire import codes
 from disagg_wire.engine_metrics.sample_table import Labels, Samples
 
 # A hundred times the page of an engine.
 _MAX_PAGE_CHARS = 4 << 20
 _MAX_LINES = 10_000
+_TIMEOUT_S = 5.0
+
+
+async def read_samples(http: EngineHttp) -> Samples:
+    """Return the samples of the page of an engine that runs.
+
+    Raises EngineFault, also for the answers that an engine gives while it starts.
+    """
+    try:
+        return parse_samples(await http.text("/metrics", _TIMEOUT_S))
+    except EngineAnswer as answer:
+        raise EngineFault(codes.INTERNAL, str(answer)) from None
 
 
 def parse_samples(page: str) -> Samples:

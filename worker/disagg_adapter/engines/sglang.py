@@ -27,12 +27,11 @@ from disagg_adapter.engines.contract import (
     Work,
 )
 from disagg_adapter.engines.formats import name_of
-from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
-from disagg_adapter.engines.prometheus_text import parse_samples
+from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp, faults
+from disagg_adapter.engines.prometheus_text import parse_samples, read_samples
 from disagg_adapter.engines.sglang_answers import (
     delta_of,
     ended_as_asked,
-    fault_of,
     room_of,
     sampling_params,
 )
@@ -153,10 +152,7 @@ class Sglang(Engine):
         return frozenset(found)
 
     async def read(self) -> Readings:
-        try:
-            return readings_of(parse_samples(await self._http.text("/metrics", _HTTP_S)))
-        except EngineAnswer as answer:
-            raise EngineFault(codes.INTERNAL, str(answer)) from None
+        return readings_of(await read_samples(self._http))
 
     def check(self, work: Work) -> None:
         sampling, structured = work.sampling, work.sampling.structured
@@ -208,7 +204,7 @@ class Sglang(Engine):
         answer = asyncio.create_task(self._http.json(_GENERATE, _SECONDS_OF_A_PROMPT, body))
         try:
             yield HandOver(parameters)
-            async with _faults(codes.TRANSFER_FAILED):
+            async with faults(codes.TRANSFER_FAILED):
                 if delta_of(await answer, codes.TRANSFER_FAILED) is None:
                     raise EngineFault(codes.TRANSFER_FAILED, "SGLang answered prefill without a token")
         finally:
@@ -226,7 +222,7 @@ class Sglang(Engine):
     async def _stream(self, body: dict[str, Any], work: Work, code: str) -> AsyncGenerator[Delta]:
         """Relay a stream. `code` is that of failures before the first token."""
         ended = False
-        async with _faults(code):
+        async with faults(code):
             try:
                 async with self._http.events(_GENERATE, body) as events:
                     async for event in events:
@@ -270,7 +266,7 @@ class Sglang(Engine):
         }
         if self._options.role != BOTH:
             body |= _no_transfer()
-        async with _faults(codes.INTERNAL):
+        async with faults():
             delta_of(await self._http.json(_GENERATE, _SECONDS_OF_A_PROMPT, body), codes.INTERNAL)
 
     async def close(self) -> None:
@@ -306,12 +302,3 @@ class Sglang(Engine):
 
 def _no_transfer() -> dict[str, Any]:
     return {"bootstrap_host": _NO_TRANSFER_HOST, "bootstrap_room": secrets.randbits(62) + 1}
-
-
-@contextlib.asynccontextmanager
-async def _faults(code: str) -> AsyncGenerator[None]:
-    """Turn an answer of SGLang into the error that it means."""
-    try:
-        yield
-    except EngineAnswer as answer:
-        raise fault_of(answer.status, answer.message, code) from None

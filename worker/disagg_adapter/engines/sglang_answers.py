@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from disagg_adapter.engines.contract import Delta, EngineFault, Output, Work
-from disagg_adapter.engines.formats import choice_regex, logprob_of
+from disagg_adapter.engines.formats import choice_regex, fault_of, logprob_of
 from disagg_wire import codes
 
 _PLAIN = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -87,11 +87,3 @@ def _outputs(tokens: list[int], meta: Mapping[str, Any], top: int) -> tuple[Outp
         pairs = tuple((int(t), logprob_of(x)) for x, t, _ in (entries or ())[:top])
         out.append(Output(token, logprob_of(value), pairs))
     return tuple(out)
-
-
-def fault_of(status: int | None, message: str, code: str) -> EngineFault:
-    """Return the error for a status of SGLang's, in an answer or in a stream."""
-    if status in (400, 404, 413, 422):
-        return EngineFault(codes.INVALID_REQUEST, message, retryable=False)
-    # Decode that is out of memory ends requests with 503.
-    return EngineFault(codes.NO_CAPACITY if status in (429, 503) else code, message)

@@ -24,9 +24,9 @@ from disagg_adapter.engines.contract import (
     Unusable,
     Work,
 )
-from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
+from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp, faults
 from disagg_adapter.engines.kept_stream import KeptStreams, deltas_of
-from disagg_adapter.engines.prometheus_text import parse_samples
+from disagg_adapter.engines.prometheus_text import parse_samples, read_samples
 from disagg_protocol.errors import InvalidInput
 from disagg_wire import codes, problems
 from disagg_wire.engine_metrics.readings import Readings
@@ -127,10 +127,7 @@ class Vllm(Engine):
         )
 
     async def read(self) -> Readings:
-        try:
-            return readings_of(parse_samples(await self._http.text("/metrics", _HTTP_S)))
-        except EngineAnswer as answer:
-            raise EngineFault(codes.INTERNAL, str(answer)) from None
+        return readings_of(await read_samples(self._http))
 
     def check(self, work: Work) -> None:
         structured = work.sampling.structured
@@ -156,14 +153,14 @@ class Vllm(Engine):
 
     async def generate(self, work: Work) -> AsyncGenerator[Delta]:
         body = self._body(work, work.new_tokens, stream=True)
-        async with self._faults(), self._http.events(_GENERATE, body) as events:
+        async with faults(), self._http.events(_GENERATE, body) as events:
             async for delta in deltas_of(events, _parse(work)):
                 yield delta
 
     async def prefill(self, work: Work) -> AsyncGenerator[HandOver]:
         # A streamed answer has no hand-over in it.
         body = self._body(work, 1, stream=False) | {"kv_transfer_params": _ASK_FOR_HANDOVER}
-        async with self._faults():
+        async with faults():
             answer = await self._http.json(_GENERATE, _SECONDS_OF_A_PROMPT, body)
         yield handover_of(answer)
 
@@ -173,7 +170,7 @@ class Vllm(Engine):
         pieces = self._kept.read(work.request_id, self._http.events(_GENERATE, body), _parse(work))
         async with contextlib.aclosing(pieces):
             try:
-                async with self._faults():
+                async with faults():
                     first = await anext(pieces, None)
             except EngineFault as fault:
                 if fault.code != codes.INTERNAL:
@@ -196,7 +193,7 @@ class Vllm(Engine):
             "model": self._model,
             "stream": False,
         }
-        async with self._faults():
+        async with faults():
             await self._http.json(_GENERATE, _SECONDS_OF_A_PROMPT, body)
 
     async def close(self) -> None:
@@ -216,17 +213,6 @@ class Vllm(Engine):
         if work.tenant:
             body["cache_salt"] = work.tenant
         return body
-
-    @contextlib.asynccontextmanager
-    async def _faults(self) -> AsyncGenerator[None]:
-        """Turn an answer of vLLM into the error that it means."""
-        try:
-            yield
-        except EngineAnswer as answer:
-            if answer.status in (400, 404, 422):
-                raise EngineFault(codes.INVALID_REQUEST, answer.message, retryable=False) from None
-            code = codes.NO_CAPACITY if answer.status in (429, 503) else codes.INTERNAL
-            raise EngineFault(code, answer.message) from None
 
 
 def _parse(work: Work) -> Callable[[Any], Delta | None]:

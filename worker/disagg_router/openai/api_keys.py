@@ -10,7 +10,8 @@ import time
 
 from disagg_router.admission.quotas import Quota, Quotas
 from disagg_router.key_file import ANYBODY
-from disagg_router.settings import Settings, SettingsError
+from disagg_router.settings import Settings
+from disagg_wire.environment import SettingsError
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 1.0

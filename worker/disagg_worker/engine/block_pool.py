@@ -16,11 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from disagg_protocol.errors import NoCapacity
-
-Eviction = Literal["lru", "fifo"]
+from disagg_wire.eviction import Eviction
 
 
 class State(Enum):

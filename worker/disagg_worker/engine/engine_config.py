@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from disagg_wire.eviction import Eviction
 from disagg_wire.roles import Role
-from disagg_worker.engine.block_pool import Eviction
 from disagg_worker.values.choices import Numerics, Quantization
 
 

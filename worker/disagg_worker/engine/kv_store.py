@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from disagg_protocol.errors import NoCapacity
-from disagg_worker.engine.block_pool import BlockPool, BlockRef, Eviction, Holding, State
+from disagg_wire.eviction import Eviction
+from disagg_worker.engine.block_pool import BlockPool, BlockRef, Holding, State
 from disagg_worker.engine.host_tier import HostRef, HostTier
 
 

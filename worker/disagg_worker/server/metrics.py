@@ -6,27 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from disagg_protocol.worker_metrics import TRANSFER_BUCKETS_S, WorkerMetrics
 from disagg_wire import series
-from disagg_wire.version import BUILD_INFO_HELP, build_labels
 from disagg_worker.server.link_metrics import LinkMetrics
 from disagg_worker.values.engine_load import Load
-
-# They would double the number of series.
-disable_created_metrics()  # type: ignore[no-untyped-call]
-_TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 # The series of the engine's work, by the names of `Load.work_total`, with their help texts.
 _WORK = {
@@ -116,38 +103,19 @@ class _LoadCollector(Collector):
         yield seconds
 
 
-class Metrics:
-    """The metrics of one process, in a registry of their own."""
+class Metrics(WorkerMetrics):
+    """The metrics of one worker process."""
 
     def __init__(self, load: Callable[[], Load | None], block_tokens: int) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        build = build_labels("worker")
-        Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
+        super().__init__("worker", "Duration of KV transfers, from the first byte to the last, at each end")
         self._lock = threading.Lock()
         self._transferred_tokens = 0
         self.registry.register(_LoadCollector(load, lambda: self._transferred_tokens, block_tokens))
-        self.transfer_bytes = Counter(
-            series.KV_TRANSFER_BYTES, "KV bytes moved between workers", [series.DIRECTION], registry=self.registry
-        )
-        self.transfer_seconds = Histogram(
-            series.KV_TRANSFER_SECONDS,
-            "Duration of KV transfers, from the first byte to the last, at each end",
-            [series.DIRECTION],
-            registry=self.registry,
-            buckets=_TRANSFER_BUCKETS_S,
-        )
         self.transfer_exposed_seconds = Histogram(
             series.KV_TRANSFER_EXPOSED_SECONDS,
             "Duration of the part of KV transfers after the computation",
             registry=self.registry,
-            buckets=_TRANSFER_BUCKETS_S,
-        )
-        self.transfer_failures = Counter(
-            series.KV_TRANSFER_FAILURES,
-            "KV transfers that failed, as each end sees it",
-            [series.DIRECTION, series.REASON],
-            registry=self.registry,
+            buckets=TRANSFER_BUCKETS_S,
         )
         self.transfers = Counter(
             series.KV_TRANSFERS,
@@ -160,15 +128,11 @@ class Metrics:
             "KV blocks into which a silent prefill worker may still write",
             registry=self.registry,
         )
-        self.reservations_refused = Counter(
-            series.WORKER_RESERVATIONS_REFUSED, "Requests refused because there was no room", registry=self.registry
-        )
         self.saved_blocks = Counter(
             series.KV_TRANSFER_SAVED_BLOCKS, "KV blocks that were here already and not sent", registry=self.registry
         )
         self.saved_bytes = Counter(series.KV_TRANSFER_SAVED_BYTES, "Their bytes", registry=self.registry)
         self.links = LinkMetrics(self.registry)
-        self.info = Info(series.WORKER_IDENTITY, "Identity of this worker", registry=self.registry)
 
     def received(self, kv_bytes: int, transfer_s: float, tokens: int) -> None:
         """Count KV of a prompt that another worker has computed, of so many tokens. Any thread may
@@ -184,12 +148,3 @@ class Metrics:
         """Count KV of a prompt that was here already. Any thread may call this."""
         self.saved_blocks.inc(blocks)
         self.saved_bytes.inc(kv_bytes)
-
-    def page(self, accept: str = "") -> tuple[bytes, str]:
-        """Return the page in a format that the header Accept asks for, and its content type."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
-
-    def render(self) -> bytes:
-        """Return the page as plain text."""
-        return self.page()[0]

@@ -44,7 +44,7 @@ class FrameSocket:
         pending: list[bytes | memoryview] = [raw, *payload]
         first = 0
         while first < len(pending):
-            self._sock.settimeout(_left_s(deadline_s))
+            self._sock.settimeout(left_s(deadline_s))
             sent = self._sock.sendmsg(pending[first : first + MAX_PARTS])
             while first < len(pending) and sent >= len(pending[first]):
                 sent -= len(pending[first])
@@ -88,7 +88,7 @@ class FrameSocket:
     def _recv_into(self, view: memoryview, deadline_s: float) -> None:
         got = 0
         while got < len(view):
-            self._sock.settimeout(_left_s(deadline_s))
+            self._sock.settimeout(left_s(deadline_s))
             n = self._sock.recv_into(view[got:])
             if n == 0:
                 raise ConnectionError("the peer closed the connection")
@@ -117,14 +117,15 @@ def part(sock: socket.socket, linger_s: float) -> None:
     try:
         sock.shutdown(socket.SHUT_WR)
         while True:
-            sock.settimeout(_left_s(until_s))
+            sock.settimeout(left_s(until_s))
             if not sock.recv(1 << 16):
                 return
     except OSError:
         pass  # The peer has gone, or does not close in time.
 
 
-def _left_s(deadline_s: float) -> float:
+def left_s(deadline_s: float) -> float:
+    """Return the time until a deadline. Raises TimeoutError if there is none left."""
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
         raise TimeoutError("timed out")

@@ -80,7 +80,7 @@ class SealedSocket:
             try:
                 sent = self._sock.sendmsg(some)
             except BlockingIOError:
-                _left_s(deadline_s)
+                frame_socket.left_s(deadline_s)
                 self._look()
                 continue
             parts = _after(some, sent) + parts[frame_socket.MAX_PARTS :]
@@ -95,7 +95,7 @@ class SealedSocket:
 
     def _limit(self, option: int, deadline_s: float) -> None:
         """Let the next call end at the deadline, with what it has moved until then."""
-        seconds, rest_s = divmod(_left_s(deadline_s), 1.0)
+        seconds, rest_s = divmod(frame_socket.left_s(deadline_s), 1.0)
         limit = struct.pack("ll", int(seconds), max(1000, int(rest_s * 1e6)))
         self._sock.setsockopt(socket.SOL_SOCKET, option, limit)
 
@@ -192,7 +192,7 @@ class SealedSocket:
         """
         while views:
             self._wake_at(min(_WAKE_BYTES + TAG_BYTES, sum(map(len, views))))
-            while not self._readable.poll(math.ceil(1000 * min(self._look_s, _left_s(deadline_s)))):
+            while not self._readable.poll(math.ceil(1000 * min(self._look_s, frame_socket.left_s(deadline_s)))):
                 self._look()
             views = self._received(views, socket.MSG_DONTWAIT)
 
@@ -215,13 +215,6 @@ class SealedSocket:
         if n != self._wake_bytes:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, n)
             self._wake_bytes = n
-
-
-def _left_s(deadline_s: float) -> float:
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError("timed out")
-    return left_s
 
 
 def _split(views: Sequence[memoryview], n: int) -> tuple[list[memoryview], list[memoryview]]:

@@ -161,10 +161,6 @@ class Targets:
     """The numbers that the answer is based on, by name."""
     flip: int = 0
     """Workers that should flip from prefill to decode, or minus those from decode to prefill."""
-    prefill_ahead: int = 0
-    """Prefill workers that may be needed in ten minutes, for provisioning nodes; 0 if unknown."""
-    decode_ahead: int = 0
-    """Decode workers that may be needed in ten minutes, for provisioning nodes; 0 if unknown."""
     unmet: dict[str, str] = field(default_factory=dict)
     """By pool, why its objective cannot be met, and what can be; empty if both can."""
     limits: dict[str, str] = field(default_factory=dict)

@@ -89,7 +89,7 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
     }
     return Targets(
         prefill.wanted, decode.wanted, f"prefill: {prefill.reason}; decode: {decode.reason}", numbers,
-        _flip(settings, o, prefill, decode), prefill.ahead, decode.ahead,
+        _flip(settings, o, prefill, decode),
         {pool: words for pool, words in unmet.items() if words}, {pool: word for pool, word in limits.items() if word},
     ), state  # fmt: skip
 

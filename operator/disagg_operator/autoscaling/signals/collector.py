@@ -12,11 +12,14 @@ from disagg_operator.autoscaling.signals.direct import DirectDoor, Target, parse
 from disagg_operator.autoscaling.signals.fold import Look
 from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.pod_facts import Starts
+from disagg_operator.autoscaling.signals.pool_reading import loads
 from disagg_operator.autoscaling.signals.prometheus_access import METRICS_UNAVAILABLE, Access, Unreadable
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.autoscaling.signals.prompt_sources import prompt_tokens
 from disagg_operator.autoscaling.signals.samples import Sample
 from disagg_operator.kube.pods import DeploymentPods, address_of, http_port, identity_of
 from disagg_operator.kube.resources import name_of, namespace_of
+from disagg_operator.status.effectiveness import PromptTokens
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.ports import ROUTER_PORT, WORKER_PORT
 from disagg_wire.protocol import METRICS_PATH, STATE_PATH
@@ -53,6 +56,10 @@ class Signals:
     """The states that the routers returned."""
     starts: Mapping[str, Starts]
     """The starting times of the last pods of each pool."""
+    loads: Mapping[str, float]
+    """The number of requests that each pod holds, for the pods that answered."""
+    prompts: Mapping[str, PromptTokens]
+    """The prompt tokens of each decode worker by where their KV came from."""
     trouble: tuple[str, str] | None
     """(reason, message) if Prometheus could not be read, otherwise None."""
 
@@ -96,7 +103,14 @@ class Collector:
         look = Look(now_s, answers(pods.routers), prefill, decode, facts[PREFILL], facts[DECODE])
         states = ((name_of(pod), pages.get((identity_of(pod), STATE_PATH))) for pod in pods.routers)
         told = (await read_all(states, parse_json_object)).values()
-        return Signals(look, tuple(state for state in told if state is not None), starts, trouble)
+        return Signals(
+            look=look,
+            states=tuple(state for state in told if state is not None),
+            starts=starts,
+            loads=loads(prefill) | loads(decode),
+            prompts=prompt_tokens(decode),
+            trouble=trouble,
+        )
 
     def forget(self, key: Key) -> None:
         """Forget a resource that has been deleted."""

@@ -51,12 +51,6 @@ def observe(look: Look, counters: Memory, *, polled: bool) -> Seen:
     )
 
 
-def loads(look: Look) -> dict[str, float]:
-    """Return the number of requests that each pod holds, for the pods that answered."""
-    both = (reading(PREFILL, look.prefill, look.routers), reading(DECODE, look.decode, look.routers))
-    return {pod: load for found in both for pod, load in found.by_pod.items()}
-
-
 def _sample(pool: str, workers: Answers, look: Look) -> QueueSample:
     found = view(workers, reading(pool, workers, look.routers))
     return QueueSample(look.now_s, found.requests, found.silent_pods, found.router_silent)

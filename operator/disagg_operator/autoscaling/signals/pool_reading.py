@@ -36,16 +36,21 @@ class PoolView:
     router_silent: bool
 
 
-def reading(pool: str, workers: Mapping[str, Sample | None], routers: Mapping[str, Sample | None]) -> PoolReading:
-    """Return the result of one look at one pool."""
-    by_pod = {}
+def loads(workers: Mapping[str, Sample | None]) -> dict[str, float]:
+    """Return the number of requests that each pod holds, for the pods that answered."""
+    found = {}
     for pod, sample in workers.items():
         requests = math.nan if sample is None else sample.get(WORKER_WAITING) + sample.get(WORKER_RUNNING)
         if not math.isnan(requests):
-            by_pod[pod] = requests
+            found[pod] = requests
+    return found
+
+
+def reading(pool: str, workers: Mapping[str, Sample | None], routers: Mapping[str, Sample | None]) -> PoolReading:
+    """Return the result of one look at one pool."""
     waiting = [math.nan if sample is None else sample.get(f"{ROUTER_WAITING}:{pool}") for sample in routers.values()]
     known = bool(waiting) and not any(map(math.isnan, waiting))
-    return PoolReading(by_pod, sum(waiting) if known else None)
+    return PoolReading(loads(workers), sum(waiting) if known else None)
 
 
 def view(ready_pods: Iterable[str], reading: PoolReading | None) -> PoolView:

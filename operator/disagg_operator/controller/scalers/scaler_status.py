@@ -8,9 +8,9 @@ from typing import Any
 
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.controller.decision_report import last_decision
-from disagg_operator.status.conditions import FALSE, TRUE, UNKNOWN, Condition, stamped
 from disagg_operator.status.events import NORMAL, WARNING, Note
 from disagg_operator.status.scaling_verdicts import OBJECTIVES_FEASIBLE, OBJECTIVES_INFEASIBLE, objectives_feasible
+from disagg_operator.status.stamping import FALSE, TRUE, UNKNOWN, Condition, stamped
 from disagg_operator.vocabulary import Obj
 from disagg_wire.roles import ROLES
 

@@ -37,17 +37,6 @@ def as_text() -> str:
     return HEAD + "\n".join(_lines({"groups": groups()})) + "\n"
 
 
-def prometheus_rule(name: str, namespace: str) -> dict[str, Any]:
-    """Return all rules as an object of the Prometheus operator."""
-    meta = {"name": name, "namespace": namespace}
-    return {
-        "apiVersion": "monitoring.coreos.com/v1",
-        "kind": "PrometheusRule",
-        "metadata": meta,
-        "spec": {"groups": groups()},
-    }
-
-
 def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:
     """Return a mapping as lines of YAML, in the order that it has."""
     out = []

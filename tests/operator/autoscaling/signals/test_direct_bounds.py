@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
+from tests.connections import serving
 
 from disagg_operator.autoscaling.signals import direct
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target
@@ -18,16 +19,8 @@ async def pages(sizes: dict[str, int]) -> AsyncIterator[int]:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(body=b"x" * sizes[request.match_info["group"]])
 
-    app = web.Application()
-    app.router.add_get("/{group}/{n}", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield int(runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
+    async with serving(web.get("/{group}/{n}", answer)) as port:
+        yield port
 
 
 async def kept(sizes: dict[str, int], pods: int) -> Counter[str]:

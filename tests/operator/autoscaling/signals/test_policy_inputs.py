@@ -9,7 +9,7 @@ import pytest
 from disagg_operator.autoscaling.policy.observation import Pods
 from disagg_operator.autoscaling.policy.queue_depth import QueueSample
 from disagg_operator.autoscaling.signals.fold import Look, Memory
-from disagg_operator.autoscaling.signals.policy_inputs import Seen, loads, observe
+from disagg_operator.autoscaling.signals.policy_inputs import Seen, observe
 from disagg_operator.autoscaling.signals.samples import Sample
 
 
@@ -81,10 +81,3 @@ def test_a_prometheus_says_something_new_once_every_router_was_scraped(
     assert (seen.counters == kept) == (not fresh)
     if not fresh:
         assert math.isnan(seen.folded.observation.prefill.arrivals)
-
-
-def test_the_load_of_a_pod_is_what_it_holds() -> None:
-    found = loads(
-        look(10.0, {"r": router(10.0, waiting=3.0)}, p=worker(10.0, 1.0, 2.0), q=None, d=worker(10.0, 0.0, 4.0))
-    )
-    assert found == {"p": 3.0, "d": 4.0}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_operator.autoscaling.signals.metrics_page import parse
-from disagg_operator.autoscaling.signals.pool_reading import PoolReading, PoolView, reading, view
+from disagg_operator.autoscaling.signals.pool_reading import PoolReading, PoolView, loads, reading, view
 from disagg_operator.autoscaling.signals.prometheus_query import history_queries, samples_query
 from disagg_operator.autoscaling.signals.samples import Sample
 
@@ -90,3 +90,10 @@ def test_a_name_that_could_leave_the_quotes_of_a_query_is_refused(name: str) -> 
             query("ns", name)
         with pytest.raises(ValueError, match="not a DNS label"):
             query(name, "chat")
+
+
+def test_the_load_of_a_pod_is_what_it_holds_and_none_is_known_of_a_silent_one() -> None:
+    assert loads({"a": parse(WORKER.format(1, 2), 1.0), "b": None, "c": parse(WORKER.format(0, 0), 1.0)}) == {
+        "a": 3.0,
+        "c": 0.0,
+    }

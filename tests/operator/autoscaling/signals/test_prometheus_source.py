@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 from tests.certificates import Certificate, certificate
+from tests.connections import serving
 from tests.fakes.kube import FakeKube
 from tests.operator.api.resources import watched
 from tests.operator.autoscaling.signals.test_prometheus_access import BASIC, CA, TOKEN, access
-from tests.ports import free_port
 
 from disagg_operator.autoscaling.live import Live
 from disagg_operator.autoscaling.records.state_store import StateStore
@@ -68,15 +68,9 @@ class Server:
 @contextlib.asynccontextmanager
 async def served(handler: Any, tls: Certificate | None = None) -> AsyncIterator[str]:
     """Serve a handler for every path on a free port, and yield the base URL."""
-    app = web.Application()
-    app.router.add_get("/{path:.*}", handler)
-    runner, port = web.AppRunner(app, access_log=None, shutdown_timeout=0.1), free_port()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=None if tls is None else tls.server_context()).start()
-    try:
+    context = None if tls is None else tls.server_context()
+    async with serving(web.get("/{path:.*}", handler), tls=context, shutdown_timeout=0.1) as port:
         yield f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
-    finally:
-        await runner.cleanup()
 
 
 class Cluster(FakeKube):

@@ -1,12 +1,12 @@
-"""The fixture for the tiny model that every worker of these tests loads."""
+"""The fixture for the tiny model that the workers of these tests load."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from tests.protocol.client import KEY
 from tests.worker import checkpoints
-from tests.worker.server.rig import KEY
 
 
 @pytest.fixture(scope="session")
