@@ -66,7 +66,9 @@ class SharedMemory:
 
         Pages are locked that were used, and once. Where it is refused, the copies are slower.
         """
-        offset, size, runtime = self.offset(part), len(part), torch.cuda.cudart()
+        offset, size = self.offset(part), len(part)
+        cuda: Any = torch.cuda  # torch has no types for it.
+        runtime = cuda.cudart()
         if size <= self._locked.get(offset, 0):
             return
         if offset in self._locked:
