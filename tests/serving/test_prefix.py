@@ -65,6 +65,12 @@ class Served:
         page = (await self.http.get("/metrics")).text
         return next((float(x.rsplit(" ", 1)[1]) for x in page.splitlines() if x.startswith(series + " ")), 0.0)
 
+    async def moved(self) -> float:
+        """Return the bytes of KV that the prefill worker has sent."""
+        page = (await self.workers[0].http.get("/metrics")).text
+        found = [x for x in page.splitlines() if x.startswith("disagg_kv_transfer_bytes_total{")]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
     def kv_bytes(self, tokens: int) -> int:
         assert self.workers[0].worker.node is not None
         return tokens * self.workers[0].worker.node.engine.layout.bytes_per_token
@@ -165,3 +171,41 @@ async def test_a_turn_with_little_that_is_new_is_prefilled_by_decode(tmp_path: P
         assert await s.counted(reasons % ("remote", "shipped")) == 2
         await s.empty()
     assert [answer, second] == answers
+
+
+async def test_the_choices_of_a_prompt_share_the_kv_that_was_moved_for_the_first(tmp_path: Path, weights: Path) -> None:
+    asked = {"model": "m", "prompt": prompt(900), "max_tokens": NEW, "temperature": 1, "seed": 7, "ignore_eos": True}
+    blocks = -(-900 // SIZE)
+    async with served(tmp_path, weights, decodes=2, local_prefill_max_tokens=0) as s:
+        assert s.workers[0].worker.node is not None
+        engine = s.workers[0].worker.node.engine
+        before = await s.moved()
+        answer = await s.http.post("/v1/completions", json=asked | {"n": 3, "stream": True})
+        assert answer.status_code == 200, answer.text
+        texts = _texts(answer.text)
+        await s.idle()
+        # Of each further one, the last block, into which its own tokens go.
+        assert await s.moved() - before == s.kv_bytes(SIZE) * (blocks + 2)
+        assert engine.load().prompt_tokens_total <= 900 + 2 * SIZE
+        await s.empty()
+        alone = [await s.http.post("/v1/completions", json=asked | {"seed": 7 + i}) for i in range(3)]
+        assert texts == [one.json()["choices"][0]["text"] for one in alone]
+        assert len(set(texts)) > 1
+
+
+async def test_a_first_choice_that_ends_at_once_keeps_no_other_waiting(tmp_path: Path, weights: Path) -> None:
+    asked = {"model": "m", "prompt": prompt(900), "max_tokens": 1, "temperature": 1, "n": 3}
+    async with served(tmp_path, weights) as s:
+        answer = await s.http.post("/v1/completions", json=asked)
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()["choices"]) == 3
+        await s.empty()
+
+
+def _texts(events: str) -> list[str]:
+    texts: dict[int, str] = {}
+    for line in events.splitlines():
+        if line.startswith("data: {"):
+            for choice in json.loads(line[6:])["choices"]:
+                texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
+    return [texts[i] for i in sorted(texts)]

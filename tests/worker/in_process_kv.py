@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from disagg_protocol.events import ErrorEvent, Event, EventSink, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams
@@ -83,6 +86,32 @@ class InProcessKvSender:
             handle.release()
 
 
+class ThreadedKvSender(InProcessKvSender):
+    """One that copies on a thread of its own, as a group of ranks needs it: the thread on which it
+    is told of a layer takes part in each copy.
+    """
+
+    def __init__(self, *more: Any) -> None:
+        super().__init__(*more)
+        self._steps: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while (step := self._steps.get()) is not None:
+            step()
+
+    def layer_ready(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
+        self._steps.put(partial(super().layer_ready, layer, first_block, blocks))
+
+    def commit(self, first_token: TokenEvent) -> None:
+        self._steps.put(partial(super().commit, first_token))
+        self._steps.put(None)
+
+    def abort(self, error: ErrorEvent) -> None:
+        self._steps.put(partial(super().abort, error))
+        self._steps.put(None)
+
+
 class _FirstToken:
     """The sink of the prefill: it passes the token on, and the end only if it ends the request."""
 
@@ -102,6 +131,7 @@ def generate_remote(
     prompt_tokens: int,
     sampling: SamplingParams,
     sink: EventSink,
+    kind: type[InProcessKvSender] = InProcessKvSender,
 ) -> InProcessKvSender:
     """Do the work of Engine.generate with two engines: reserve, prefill, copy, decode.
 
@@ -109,7 +139,7 @@ def generate_remote(
     """
     total = prompt_tokens + sampling.max_new_tokens
     reservation = decode.reserve(request_id, len(tokens), total)
-    sender = InProcessKvSender(decode, reservation, tokens, prompt_tokens, sampling)
+    sender = kind(decode, reservation, tokens, prompt_tokens, sampling)
     sender.sink = sink
     try:
         sender.attach(prefill.prefill(request_id, tokens, prompt_tokens, sampling, _FirstToken(sink), sender))

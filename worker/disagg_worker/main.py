@@ -29,7 +29,7 @@ from disagg_worker.server.worker import Worker
 from disagg_worker.transfer.compatibility import compat_hash
 from disagg_worker.transfer.greeting import MAX_CONNECTIONS
 from disagg_worker.transfer.listener import KvListener
-from disagg_worker.transfer.nixl_side import nixl_side
+from disagg_worker.transfer.nixl_side import needs_host_region, nixl_side
 from disagg_worker.transfer.seals import CRC32C_IN_HARDWARE
 
 log = logging.getLogger("disagg_worker")
@@ -38,7 +38,7 @@ _INTERFACE_TIMEOUT_S = 10.0
 _CACHE_BYTES = 256 << 20
 
 
-def engine_config(s: settings.Settings) -> EngineConfig:
+def engine_config(s: settings.Settings, *, host_region: bool = False) -> EngineConfig:
     """Return the configuration of the engine, which is a part of the settings."""
     return EngineConfig(
         name=s.model_name,
@@ -68,6 +68,7 @@ def engine_config(s: settings.Settings) -> EngineConfig:
         rank_start_timeout_s=s.rank_start_timeout_s,
         staging_buffers=s.transfer_buffers,
         staging_timeout_s=s.transfer_idle_s,
+        host_region=host_region,
         log_level=s.log_level,
     )
 
@@ -89,15 +90,15 @@ def load_node(
     worker.fabric = fabric_start.prepare(
         s.kv_interface, s.rdma_devices, s.kv_cache_bytes or _CACHE_BYTES, _INTERFACE_TIMEOUT_S, os.environ
     )
+    devices = worker.fabric[USABLE] if worker.fabric else ()
+    config = engine_config(s, host_region=needs_host_region(s.transport, s.nixl_over_tcp, devices))
     links = worker.metrics.links
     with links.loads(series.DOWNLOAD):
         folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
     log.info("loading %s from %s", s.model_name, folder)
     tokenizer = tokenizer_files(folder)
     with links.loads(series.READ):
-        engine = TorchEngine(
-            folder, engine_config(s), on_progress=worker.on_progress, on_lost=on_lost, step_record=step_record
-        )
+        engine = TorchEngine(folder, config, on_progress=worker.on_progress, on_lost=on_lost, step_record=step_record)
     host = (
         network_interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S)
         if s.kv_interface
@@ -111,7 +112,6 @@ def load_node(
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
     engine.on_starved = listener.recall
     links.uses(interface, listener.oldest_s)
-    devices = worker.fabric[USABLE] if worker.fabric else ()
     nixl = nixl_side(engine.cache, s.transport, s.nixl_over_tcp, interface, devices, s.role)
     if nixl is not None:
         worker.metrics.quarantined_blocks.set_function(lambda: nixl.landings.held_blocks)

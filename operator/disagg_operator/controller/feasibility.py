@@ -43,6 +43,7 @@ def infeasible(dd: DisaggDeployment) -> Iterator[Violation]:
             yield Violation(f"spec.{role}.accelerator.product", words)
     yield from _devices(dd)
     yield from _claims(dd)
+    yield from _host_network(dd)
     yield from _root_in_namespace(dd)
     yield from _transport(dd)
     bounds = {role: _bounds(dd.spec.pool(role)) for role in ROLES}
@@ -88,6 +89,15 @@ def _claims(dd: DisaggDeployment) -> Iterator[Violation]:
             yield Violation(path, "is needed above 0, as spec.kvTransfer.network.devicesBy is Claim")
         elif not wanted and claim is not None and claim.rdma_devices:
             yield Violation(path, "needs spec.kvTransfer.network with devicesBy: Claim")
+
+
+def _host_network(dd: DisaggDeployment) -> Iterator[Violation]:
+    """Yield pods in the network of their node, to which nobody attaches a second one."""
+    for role in ROLES if dd.spec.kv_transfer.network is not None else ():
+        template = dd.spec.pool(role).pod_template
+        if template is not None and (template.spec or {}).get("hostNetwork") is True:
+            words = "a pod in the network of its node gets no attachment: leave spec.kvTransfer.network away"
+            yield Violation(f"spec.{role}.podTemplate.spec.hostNetwork", words)
 
 
 def _root_in_namespace(dd: DisaggDeployment) -> Iterator[Violation]:

@@ -24,6 +24,8 @@ RDMA_CHAIN_MISSING = "RdmaChainMissing"
 # These have no RDMA device of their own that could be moved into a pod.
 _WITHOUT_DEVICE = ("macvlan", "ipvlan", "ipoib", "bridge")
 _VIRTUAL_FUNCTION = ("sriov", "ib-sriov")
+# These change the interface that a plugin before them has made.
+_CHANGE_AN_INTERFACE = ("tuning", "bandwidth", "sbr", "vrf", "portmap", "firewall", "route-override")
 _MOST_SHOWN = 200
 
 
@@ -94,6 +96,12 @@ def unreadable(nads: Mapping[tuple[str, str], Obj]) -> Iterator[Flaw]:
         if types[:1] == [RDMA_PLUGIN]:
             words = "the rdma plugin comes first, and moves the device of the interface that another has brought"
             yield Flaw(ATTACHMENT_INVALID, f"{'/'.join(where)}: {words}")
+        elif types and types[0] in _CHANGE_AN_INTERFACE:
+            words = f"the plugin {types[0]} comes first, and changes the interface that another has made"
+            yield Flaw(ATTACHMENT_INVALID, f"{'/'.join(where)}: {words}")
+        elif types.count(RDMA_PLUGIN) > 1:
+            words = "the rdma plugin is chained twice, and finds no device the second time"
+            yield Flaw(ATTACHMENT_INVALID, f"{'/'.join(where)}: {words}")
         elif RDMA_PLUGIN in types and types[0] in _WITHOUT_DEVICE:
             words = f"the rdma plugin is chained to {types[0]}, which brings no device that it could move"
             yield Flaw(ATTACHMENT_INVALID, f"{'/'.join(where)}: {words}")
@@ -138,6 +146,22 @@ def _of_link(where: str, types: Sequence[str], resource: str, devices: Mapping[s
     elif resource in devices and types and types[0] in DEVICE_PLUGINS and RDMA_PLUGIN not in types:
         words = f"{types[0]} brings the interface of {resource} alone: chain the plugin rdma"
         yield Flaw(RDMA_CHAIN_MISSING, f"{where}: {words}")
+
+
+def changed_at(nad: Obj) -> str:
+    """Return when somebody has last changed an attachment; empty if it is not known.
+
+    Pods keep what they were attached to before.
+    """
+    return max((str(entry.get("time") or "") for entry in nad["metadata"].get("managedFields") or ()), default="")
+
+
+def attached_at(pod: Obj) -> str:
+    """Return when a pod got its network, or else when it was made; empty if it is not known."""
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "PodReadyToStartContainers" and condition.get("status") == "True":
+            return str(condition.get("lastTransitionTime") or "")
+    return str(pod["metadata"].get("creationTimestamp") or "")
 
 
 def incomplete(pods: Sequence[Obj], namespace: str) -> str:

@@ -157,7 +157,9 @@ def _fabric(field: Any) -> Obj:
     if found is None:
         return {}
     problem = parse_problem(found.get(PROBLEM))
-    return {"devices": len(found[USABLE]), "problem": problem if problem and problem.reason in FABRIC_REASONS else None}
+    # Two ports of one device are not two devices.
+    devices = {name.partition(":")[0] for name in found[USABLE]}
+    return {"devices": len(devices), "problem": problem if problem and problem.reason in FABRIC_REASONS else None}
 
 
 def workers_by_transport(view: RouterView) -> dict[str, int]:

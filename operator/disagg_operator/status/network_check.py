@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from disagg_operator.kube.resources import name_of
 from disagg_operator.status import attachment_check, node_fit
 from disagg_operator.status.attachment_check import Attached, Flaw
 from disagg_operator.status.kv_links import RouterView
@@ -174,10 +175,15 @@ def _all_well(found: Findings) -> bool:
     view = found.view
     if view is None:
         return False
-    if view.transports == RDMA and view.evidence == PROVED:
+    changed = max(map(attachment_check.changed_at, _there(found).values()), default="")
+    # What they were attached to was another configuration.
+    stale = {name_of(pod) for pod in found.pods if (attachment_check.attached_at(pod) or changed) < changed}
+    if view.transports == RDMA and view.evidence == PROVED and not stale:
         return True
-    well = [w for w in view.workers if w.devices and w.problem is None]
-    return all(any(w.role in (role, BOTH) for w in well) for role in found.pools)
+    well = [w for w in view.workers if w.devices and w.problem is None and w.pod not in stale]
+    return all(
+        any(w.role in (role, BOTH) and w.devices >= len(pool.links) for w in well) for role, pool in found.pools.items()
+    )
 
 
 def _of_workers(found: Findings) -> Iterator[Flaw]:

@@ -58,6 +58,10 @@ def network(**more: Any) -> dict[str, Any]:
             "spec.kvTransfer.network.rails[0].resourceName", "InvalidSpec",
         ),
         (
+            good(prefill={"podTemplate": {"spec": {"hostNetwork": True}}}, kvTransfer=network()),
+            "spec.prefill.podTemplate.spec.hostNetwork", "InvalidSpec",
+        ),
+        (
             good(decode={"podTemplate": {"spec": {"hostUsers": False}}},
                  kvTransfer=network(rdmaResource={"name": "rdma/a"}, rdmaMode="Root")),
             "spec.decode.podTemplate.spec.hostUsers", "InvalidSpec",

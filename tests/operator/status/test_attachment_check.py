@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from disagg_operator.status.attachment_check import (
     Attached,
+    attached_at,
     attached_of,
+    changed_at,
     incomplete,
     mismatched,
     unreadable,
@@ -64,6 +66,44 @@ def test_the_rdma_plugin_has_nothing_to_move_behind_a_macvlan() -> None:
     assert flaw.reason == "AttachmentInvalid"
     assert "rdma plugin is chained to macvlan" in flaw.message
     assert list(unreadable({WHERE: nad("macvlan", "tuning")})) == []
+
+
+@pytest.mark.parametrize(
+    ("types", "words"),
+    [
+        (("sriov", "rdma"), ""),
+        (("sriov", "rdma", "tuning"), ""),  # It need not be the last one.
+        (("sriov", "tuning", "rdma", "sbr"), ""),
+        (("tuning", "sriov", "rdma"), "the plugin tuning comes first"),
+        (("rdma", "sriov"), "the rdma plugin comes first"),
+        (("sriov", "rdma", "rdma"), "the rdma plugin is chained twice"),
+    ],
+)
+def test_the_plugins_must_come_in_an_order_that_works(types: tuple[str, ...], words: str) -> None:
+    flaws = list(unreadable({WHERE: nad(*types, resource=VF)}))
+    assert [flaw.reason for flaw in flaws] == (["AttachmentInvalid"] if words else [])
+    assert all(words in flaw.message for flaw in flaws)
+    assert words or list(mismatched({WHERE: nad(*types, resource=VF)}, links(), {VF: 1})) == []
+
+
+def test_a_pod_that_waited_for_its_network_is_as_old_as_that() -> None:
+    waited = pod(None) | {"status": {"conditions": [
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-12-01T14:00:00Z"},
+        {"type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": "2026-12-01T15:00:00Z"},
+    ]}}  # fmt: skip
+    waited["metadata"]["creationTimestamp"] = "2026-12-01T14:00:00Z"
+    assert attached_at(waited) == "2026-12-01T15:00:00Z"
+    waited["status"]["conditions"][1]["status"] = "False"
+    assert attached_at(waited) == "2026-12-01T14:00:00Z"
+    assert attached_at(pod(None)) == ""
+
+
+def test_when_a_network_was_changed_is_told_by_the_last_of_its_managers() -> None:
+    found = nad("sriov")
+    assert changed_at(found) == ""
+    times = ["2026-12-01T15:00:00Z", "2026-12-01T16:00:00Z", None]
+    found["metadata"]["managedFields"] = [{"manager": "m", "time": time} for time in times]
+    assert changed_at(found) == "2026-12-01T16:00:00Z"
 
 
 @pytest.mark.parametrize(

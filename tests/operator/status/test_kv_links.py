@@ -51,6 +51,8 @@ def test_the_worst_router_is_believed_and_only_ready_workers_count() -> None:
             WorkerLink("p", "prefill", "tcp", "net1", engine="vllm 0.33.0"),
         ),
         ({"fabric": {"usable": ["mlx5_0:1"]}}, WorkerLink("p", "prefill", "tcp", "net1", devices=1)),
+        # Whoever says the same device again and again has one.
+        ({"fabric": {"usable": ["mlx5_0:1", "mlx5_0:2"] * 99}}, WorkerLink("p", "prefill", "tcp", "net1", devices=1)),
         (
             {"fabric": {"usable": [], "problem": {"reason": "MemlockTooLow", "message": "8 MiB"}}},
             WorkerLink("p", "prefill", "tcp", "net1", problem=WorkerProblem("MemlockTooLow", "8 MiB")),

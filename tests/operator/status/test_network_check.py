@@ -116,6 +116,46 @@ def test_the_first_thing_that_lacks_is_named(found: Findings, reason: str, statu
     assert words in check.message
 
 
+def test_a_worker_that_says_it_has_fewer_devices_than_it_is_attached_to_proves_nothing() -> None:
+    found = replace(GOOD, nads={WHERE: nad("sriov")})
+    for devices, reason in ((2, "TransportUnproven"), (1, "RdmaChainMissing"), (99, "TransportUnproven")):
+        check = network_check(replace(found, view=view(P, replace(D, devices=devices))))
+        assert check.reason == reason, devices
+
+
+def test_a_network_that_is_changed_under_running_pods_is_judged_for_the_next_ones() -> None:
+    """What runs keeps what it was attached to; the next pod would get no device."""
+    changed = nad("sriov")
+    changed["metadata"]["managedFields"] = [{"manager": "admin", "time": "2026-12-01T15:00:00Z"}]
+
+    def check(*created: str, evidence: str = "Configured") -> tuple[str, bool]:
+        pods = [
+            {"metadata": {"name": name, "creationTimestamp": f"2026-12-01T{hour}:00:00Z"}}
+            for name, hour in zip(("p", "d"), created, strict=True)
+        ]
+        found = replace(GOOD, nads={WHERE: changed}, pods=pods, view=view(P, D, evidence=evidence))
+        told = network_check(found)
+        return told.reason, told.ok
+
+    assert check("16", "16") == ("TransportUnproven", True)
+    assert check("14", "14") == ("RdmaChainMissing", False)
+    assert check("16", "14") == ("RdmaChainMissing", False)
+    assert check("14", "14", evidence="Proved") == ("RdmaChainMissing", False)
+    assert check("16", "16", evidence="Proved") == ("NetworkFound", True)
+
+
+def test_nodes_of_several_makers_are_counted_for_the_pool_that_fits_them() -> None:
+    amd = "amd.com/gpu"
+    others = {"metadata": {"name": "m"}, "status": {"allocatable": {VF: "8", amd: "8"}}}
+    mixed = {"prefill": WORKER, "decode": needs(2, **{VF: "2", amd: "2"})}
+    found = replace(GOOD, pools=mixed, nodes=[node("a", 8, 8), node("b", 8, 8), others])
+    assert network_check(found).message.startswith("2 nodes for prefill, 1 node for decode")
+    check = network_check(replace(found, nodes=[node("a", 8, 8)]))
+    assert (check.reason, check.message) == (
+        "NoNodeFits", f"none of 1 nodes can run a worker of decode: 1 with 0 of 2 {amd}",
+    )  # fmt: skip
+
+
 def test_pods_that_multus_gave_too_little_are_named() -> None:
     annotations = {
         **template(2)["metadata"]["annotations"],

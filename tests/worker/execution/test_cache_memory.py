@@ -83,6 +83,7 @@ def test_the_region_is_where_the_views_lie() -> None:
     for memory, is_cache in ((whole, True), (parts[1], False)):
         for layer in range(3):
             memory.view(layer, 2)[:] = bytes([7 + layer]) * memory.layout.layer_block_bytes
+        assert memory.region is not None
         address, size_bytes, _ = memory.region.piece(2)
         views = b"".join(memory.view(layer, 2) for layer in range(3))
         assert ctypes.string_at(address, size_bytes) == views
@@ -94,3 +95,4 @@ def test_a_cache_without_a_host_copy_does_not_pretend_to_have_one() -> None:
     memory = CacheMemory(KvLayout(1, 4, 4, 2, "float32", 4), 2, torch.float32, heads=slice(0, 2))
     with pytest.raises(RuntimeError, match="no host copy"):
         memory.view(0, 0)
+    assert memory.region is None

@@ -35,3 +35,31 @@ def test_without_the_library_a_transport_that_needs_it_is_warned_of(
         caplog.clear()
         assert nixl_side.nixl_side(CACHE, wanted, False, "lo", ["mlx5_0:1"], "both") is None
         assert ("NIXL is not installed" in caplog.text) is warned
+
+
+@pytest.mark.parametrize(
+    ("wanted", "over_tcp", "devices", "installed", "found"),
+    [
+        ("auto", False, [], True, False),
+        ("auto", False, ["mlx5_0:1"], True, True),
+        ("auto", True, [], True, True),
+        ("rdma", False, [], True, True),
+        ("shm", False, [], True, True),
+        ("nvlink", False, ["mlx5_0:1"], True, False),  # It does not reach host memory.
+        ("tcp", False, ["mlx5_0:1"], True, False),
+        ("rdma", True, ["mlx5_0:1"], False, False),
+    ],
+)
+def test_only_what_writes_into_host_memory_takes_a_copy_of_a_divided_cache(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, over_tcp: bool, devices: list[str], installed: bool, found: bool
+) -> None:
+    monkeypatch.setattr(nixl_agent, "is_installed", lambda: installed)
+    assert nixl_side.needs_host_region(wanted, over_tcp, devices) is found
+
+
+def test_a_divided_cache_without_a_copy_is_not_written_by_others(caplog: pytest.LogCaptureFixture) -> None:
+    cache: Any = SimpleNamespace(region=None)
+    for wanted, warned in (("auto", False), ("tcp", False), ("nvlink", True)):
+        caplog.clear()
+        assert nixl_side.nixl_side(cache, wanted, False, "lo", [], "both") is None
+        assert ("have no memory in common" in caplog.text) is warned

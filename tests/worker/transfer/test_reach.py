@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 
@@ -53,3 +54,19 @@ def test_a_pair_uses_the_wanted_transport_or_the_best_that_both_have(
     wanted: str, mine: dict[str, str], others: dict[str, str], found: str | None
 ) -> None:
     assert common(wanted, mine, others) == found
+
+
+_WANTED = ("auto", "rdma", "nvlink", "shm", "tcp")
+_SETS = [frozenset(c) for n in range(5) for c in combinations(ALL, n)]
+
+
+@pytest.mark.parametrize("wanted", _WANTED)
+def test_each_value_with_all_that_both_ends_may_have(wanted: str) -> None:
+    """The wanted one if both have it, else the fastest of both; both ends find the same."""
+    for mine in _SETS:
+        for theirs in _SETS:
+            both = mine & theirs
+            ranked = [name for name in ("nvlink", "shm", "rdma", "tcp") if name in both]
+            expected = wanted if wanted in both else next(iter(ranked), None)
+            ours, others = ({name: ALL[name] for name in have} for have in (mine, theirs))
+            assert common(wanted, ours, others) == common(wanted, others, ours) == expected, (mine, theirs)

@@ -5,6 +5,7 @@ They are limits, sampling parameters, detokenization, stop strings and usage.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import secrets
@@ -29,6 +30,9 @@ from disagg_router.workers.catalogue import Model
 from disagg_router.workers.worker_info import Worker
 from disagg_wire.tenants import share_of
 
+# For less, a choice does not wait for another: decode holds whole blocks, and few are soon there.
+_SHARED_FROM_TOKENS = 64
+
 
 @dataclass(slots=True)
 class Generation:
@@ -42,8 +46,8 @@ class Generation:
     """The state of the request over all its attempts."""
     stops: list[str]
     """The stop strings."""
-    shares_prompt: bool = False
-    """Whether an earlier choice of the answer has the same prompt."""
+    leader: Generation | None = None
+    """The first choice of the answer with the same prompt, if this is a further one."""
     quota: Quota | None = None
     """What the API key of the request may still do, if that counts its tokens."""
     trace: Trace = field(default_factory=Trace)
@@ -72,9 +76,32 @@ class Generation:
     """The number of tokens of the answer. `state.emitted` may be ahead of it: tokens that follow a
     stop string are not part of the answer.
     """
+    is_in_place: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the KV of the prompt is where it is decoded, or will not be."""
+
+    @property
+    def shares_prompt(self) -> bool:
+        return self.leader is not None
 
     async def pieces(self, dispatcher: Dispatcher) -> AsyncGenerator[Piece]:
-        """Yield the answer as it comes. Raises ApiError."""
+        """Yield the answer as it comes. Raises ApiError.
+
+        The choices of a prompt share its KV, which is computed and moved for the first one: the
+        others begin when it is there.
+        """
+        if self.leader is not None and len(self.state.prompt) >= _SHARED_FROM_TOKENS:
+            await self.leader.is_in_place.wait()
+        try:
+            async with contextlib.aclosing(self._pieces(dispatcher)) as pieces:
+                async for piece in pieces:
+                    # The first token comes from prefill, while the KV may be on its way.
+                    if self.tokens > 1 or self.trace.path == "local":
+                        self.is_in_place.set()
+                    yield piece
+        finally:
+            self.is_in_place.set()
+
+    async def _pieces(self, dispatcher: Dispatcher) -> AsyncGenerator[Piece]:
         detokenizer, stops = Detokenizer(self.text), StopStrings(self.stops)
         stop_ids = set(self.state.sampling["stop_token_ids"])
         async with contextlib.aclosing(dispatcher.run(self.state, self.trace, self.started_s)) as events:
@@ -166,6 +193,7 @@ def plan(
     roll = random.random()
     out: list[Generation] = []
     for prompt in prompts:
+        leader: Generation | None = None
         allowed = check_prompt(prompt, request.wanted_tokens, request.default_tokens, model)
         for i in range(request.n or 1):
             sampling = sampling_of(request, model, allowed, (seed + i) % (1 << 64))
@@ -180,7 +208,6 @@ def plan(
                 roll=roll,
                 asker=Asker(quota.key.priority, share_of(tenant)),
             )
-            out.append(
-                Generation(len(out), text, state, request.stops, shares_prompt=i > 0, quota=quota, started_s=arrived_s)
-            )
+            out.append(Generation(len(out), text, state, request.stops, leader, quota, started_s=arrived_s))
+            leader = leader or out[-1]
     return out

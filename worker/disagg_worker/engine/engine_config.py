@@ -78,5 +78,9 @@ class EngineConfig:
     """The buffers through which KV goes to and from a device (execution.staging)."""
     staging_timeout_s: float = 5.0
     """The seconds for which a transfer waits for one (the setting `transfer_idle_s`)."""
+    host_region: bool = False
+    """Whether other processes are to write KV by NIXL: with more than one rank, this takes host
+    memory for a copy of the whole cache.
+    """
     log_level: str = "INFO"
     """The log level of the other ranks."""

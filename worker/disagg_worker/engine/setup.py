@@ -18,7 +18,9 @@ from disagg_worker.engine.warm_up import steps, warm_up
 from disagg_worker.execution.cache_memory import CacheMemory, HostCopy
 from disagg_worker.execution.collectives import Collectives
 from disagg_worker.execution.executor import Executor, LocalExecutor
+from disagg_worker.execution.group_memory import GroupMemory
 from disagg_worker.execution.leader import Group, GroupExecutor
+from disagg_worker.execution.shared_staging import SharedStaging
 from disagg_worker.execution.staging import Staging
 from disagg_worker.model.checkpoint import OnProgress
 from disagg_worker.model.config import ModelConfig
@@ -172,16 +174,14 @@ def _together(plan: Plan, group: Group, on_progress: OnProgress | None) -> Machi
         on_progress=on_progress,
     )
     blocks = _blocks(plan, [_free_bytes(device), *(int(facts["free_bytes"]) for facts in group.facts())])
-    group.make_cache(layout, blocks)
+    group.make_cache(layout, blocks, 0 if config.host_region else config.staging_buffers)
     group.connect(collectives)
-    memory = CacheMemory(
-        layout,
-        blocks,
-        plan.cache_dtype,
-        device,
-        shard.part(layout.kv_heads),
-        HostCopy(layout, blocks, plan.cache_dtype, group.memory_fd),
-    )
+    shape = layout, blocks, plan.cache_dtype, device, shard.part(layout.kv_heads)
+    if config.host_region:
+        memory = CacheMemory(*shape, HostCopy(layout, blocks, plan.cache_dtype, group.memory_fd))
+    else:
+        buffers = SharedStaging(group.memory_fd, config.staging_buffers, config.staging_timeout_s)
+        memory = GroupMemory(*shape, buffers, group.begin_move)
     executor = GroupExecutor(group, LocalExecutor(loaded.network, memory))
     group.await_ready()
     log.info("%d ranks are ready", group.size)

@@ -4,8 +4,10 @@ host tier read and write.
 If the cache is in ordinary memory and whole, these bytes are the cache itself (zero-copy). If it is
 in the memory of a device, they are copied through a few buffers of host memory (`Staging`) by the
 threads that send or receive them, beside the steps. If it holds only some of the KV heads (tensor
-parallelism), they are a host copy of the same blocks in the whole layout, which the ranks share;
-`export` and `load` copy between the two. KV crosses between device and host nowhere else.
+parallelism), the buffers are shared by the ranks, each of which copies its heads (`move`,
+group_memory). Where other processes are to write KV by NIXL, they are a host copy of all blocks in
+the whole layout instead, which the ranks share; `export` and `load` copy between the two. KV
+crosses between device and host nowhere else.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 
+from disagg_worker.execution.shared_staging import Move, SharedMemory
 from disagg_worker.execution.staging import Staging
 from disagg_worker.values.kv_blocks import Region
 from disagg_worker.values.layouts import KvLayout
@@ -43,8 +46,9 @@ class CacheMemory:
     """The cache as a tensor and as bytes.
 
     `tensor` is [block, layer, 2, kv_head, token in block, head_dim]; all layers of a block are
-    contiguous. `heads` are the KV heads of the layout that are held here, None for all. Unless the
-    tensor is whole and on the CPU, its bytes need `staging`, or a `host` copy if it is not whole.
+    contiguous. `heads` are the KV heads of the layout that are held here, None for all. If the
+    tensor is whole and not on the CPU, its bytes need `staging`. If it is not whole, they are
+    reached by `move`, or by a `host` copy.
     Implements kv_blocks.KvCache.
     """
 
@@ -78,12 +82,14 @@ class CacheMemory:
             self._bytes = self.tensor.view(-1).view(torch.uint8).numpy().data if in_place else None
 
     @property
-    def region(self) -> Region:
+    def region(self) -> Region | None:
         """Implement kv_blocks.KvCache.region.
 
         It holds all heads, so it is that of the host copy where this process has some of them.
         """
-        memory = self._raw if self.region_is_cache or self._host is None else self._host.raw
+        if not self.region_is_cache and self._host is None:
+            return None
+        memory = self._raw if self._host is None else self._host.raw
         size = self.layout.layers * self.layout.layer_block_bytes
         return Region(memory.data_ptr(), size, len(memory), memory.device.index if memory.is_cuda else None)
 
@@ -130,6 +136,22 @@ class CacheMemory:
                 part = buffer.view(len(ids), *self._raw.shape[2:]).to(self._raw.device, non_blocking=True)
                 self._raw[self._index(ids), layer] = part
 
+    def move(self, memory: SharedMemory, move: Move) -> None:
+        """Copy the heads that are held here between the cache and a buffer of all heads.
+
+        Any thread may call this; the copy is done when it returns.
+        """
+        layout, n = self.layout, len(move.blocks)
+        buffer = memory.at(move.offset, n * layout.layer_block_bytes)
+        if self._cuda:
+            memory.lock(buffer)
+        whole = buffer.view(n, 2, layout.kv_heads, layout.block_size_tokens, self._raw.shape[-1])[:, :, self._heads]
+        with self._aside():
+            if move.arrives:
+                self._raw[self._index(move.blocks), move.layer] = whole.to(self._raw.device, non_blocking=True)
+            else:
+                whole.copy_(self._raw[self._index(move.blocks), move.layer], non_blocking=True)
+
     def _index(self, ids: Sequence[int]) -> torch.Tensor:
         at = torch.tensor(list(ids))
         return at.pin_memory().to(self._raw.device, non_blocking=True) if self._cuda else at
@@ -153,7 +175,7 @@ class CacheMemory:
         Returns None if it is already. Else it is when the returned function has been called, on any
         thread.
         """
-        if self._staging is not None and self._cuda:
+        if self._host is None and self._cuda:
             ready = _Event()
             ready.record()
             wait: Callable[[], None] = ready.synchronize

@@ -19,7 +19,7 @@ _MOST_BYTES = 64 << 20
 class MessageKind(IntEnum):
     """The kind of a message.
 
-    START, CACHE and STEP go to a rank; the others come from it. All but STEP are JSON.
+    START, CACHE, STEP and MOVE go to a rank; the others come from it. All but STEP are JSON.
     """
 
     START = 1
@@ -29,6 +29,8 @@ class MessageKind(IntEnum):
     READY = 5
     EXPORTED = 6
     FAILED = 7
+    MOVE = 8
+    MOVED = 9
 
 
 class Channel:

@@ -4,6 +4,7 @@ notices at once if one of them ends.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from disagg_worker.execution import rank_json, step_bytes
 from disagg_worker.execution.channel import Channel, MessageKind
 from disagg_worker.execution.collectives import Collectives, serve_store
 from disagg_worker.execution.executor import LocalExecutor, OnLayer, Step
+from disagg_worker.execution.shared_staging import BUFFER_BYTES, Move
 from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class Group:
         self._failure = ""
         self._closing = False
         self._exports: _Exports | None = None
+        self._moves = 0
+        self._moving: dict[int, int] = {}
         self.memory_fd = os.memfd_create("disagg-kv")
         self._store, port = serve_store(size, start_timeout_s)
         self._ranks = [self._spawn(number) for number in range(1, size)]
@@ -99,11 +103,16 @@ class Group:
         self._await("load its weights", lambda r: r.facts is not None)
         return [r.facts for r in self._ranks if r.facts is not None]
 
-    def make_cache(self, layout: KvLayout, blocks: int) -> None:
-        """Tell every rank to allocate its part; `connect` and `await_ready` must follow."""
-        os.ftruncate(self.memory_fd, blocks * layout.layers * layout.layer_block_bytes)
+    def make_cache(self, layout: KvLayout, blocks: int, buffers: int) -> None:
+        """Tell every rank to allocate its part; `connect` and `await_ready` must follow.
+
+        The ranks share so many buffers, or with 0 a copy of all blocks.
+        """
+        size = buffers * BUFFER_BYTES if buffers else blocks * layout.layers * layout.layer_block_bytes
+        os.ftruncate(self.memory_fd, size)
         for rank in self._ranks:
-            rank.channel.send_json(MessageKind.CACHE, {"layout": asdict(layout), "blocks": blocks})
+            content = {"layout": asdict(layout), "blocks": blocks, "buffers": buffers}
+            rank.channel.send_json(MessageKind.CACHE, content)
 
     def connect(self, collectives: Collectives) -> None:
         """Let rank 0 join the group. Raises ModelError."""
@@ -135,12 +144,42 @@ class Group:
         self.check()
         with self._changed:
             self._exports = exports
-        content = step_bytes.encode(number, step)
+        self._send_all(MessageKind.STEP, step_bytes.encode(number, step))
+
+    def _send_all(self, kind: MessageKind, content: bytes) -> None:
         for rank in self._ranks:
             try:
-                rank.channel.send(MessageKind.STEP, content)
+                rank.channel.send(kind, content)
             except OSError as error:
                 raise RankLost(self.fail(self._reason(f"rank {rank.number} of {self.size}: {error}"))) from None
+
+    def begin_move(self, move: Move) -> Callable[[], None]:
+        """Let all ranks copy KV between a buffer and their parts of the cache.
+
+        Return a function that waits until they have. Any thread may call both. Raises RankLost.
+        """
+        self.check()
+        with self._changed:
+            self._moves += 1
+            number = self._moves
+            self._moving[number] = len(self._ranks)
+        self._send_all(MessageKind.MOVE, json.dumps({"number": number, **move.as_json()}).encode())
+
+        def wait() -> None:
+            with self._changed:
+                done = self._changed.wait_for(lambda: self._failure or not self._moving[number], self.timeout_s)
+                del self._moving[number]
+            self.check()
+            if not done:
+                raise RankLost(self.fail(f"a rank did not copy its KV within {self.timeout_s:g} s"))
+
+        return wait
+
+    def _moved(self, number: int) -> None:
+        with self._changed:
+            if number in self._moving:
+                self._moving[number] -= 1
+                self._changed.notify_all()
 
     def await_exports(self, exports: _Exports) -> None:
         """Wait until every rank has exported every layer. Raises RankLost."""
@@ -167,6 +206,9 @@ class Group:
                     self._note(rank, rank_json.loads(content))
                     continue
                 message = rank_json.loads(content)
+                if kind is MessageKind.MOVED:
+                    self._moved(message["number"])
+                    continue
                 if kind is MessageKind.FAILED:
                     self.fail(f"rank {rank.number} of {self.size}: {message['message']}")
                 with self._changed:

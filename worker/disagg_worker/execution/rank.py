@@ -6,6 +6,7 @@ dies.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -14,7 +15,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -25,6 +26,7 @@ from disagg_worker.execution.cache_memory import CacheMemory, HostCopy
 from disagg_worker.execution.channel import Channel, MessageKind
 from disagg_worker.execution.collectives import Collectives, join_store
 from disagg_worker.execution.executor import LocalExecutor
+from disagg_worker.execution.shared_staging import SharedMemory, move_of
 from disagg_worker.model import loader
 from disagg_worker.model.decoder import Decoder
 from disagg_worker.model.network import load_network
@@ -35,11 +37,12 @@ log = logging.getLogger(__name__)
 Messages = queue.Queue[tuple[MessageKind, bytes]]
 
 
-def _listen(channel: Channel, messages: Messages) -> None:
+def _listen(channel: Channel, messages: Messages, moves: Messages) -> None:
     """Read messages, in a thread of its own so that rank 0's end is noticed even during a step."""
     try:
         while True:
-            messages.put(channel.receive())
+            message = channel.receive()
+            (moves if message[0] is MessageKind.MOVE else messages).put(message)
     except (OSError, ValueError):
         logging.shutdown()
         os._exit(0)
@@ -71,7 +74,27 @@ def _load(start: dict[str, Any]) -> tuple[Decoder, Collectives]:
     return loaded.network, collectives
 
 
-def _serve(channel: Channel, messages: Messages, memory_fd: int) -> None:
+def _move(channel: Channel, moves: Messages, cache: CacheMemory, memory: SharedMemory) -> None:
+    """Copy KV between the cache and shared buffers, beside the steps."""
+    try:
+        while True:
+            content = rank_json.loads(moves.get()[1])
+            cache.move(memory, move_of(content))
+            channel.send_json(MessageKind.MOVED, {"number": content["number"]})
+    except Exception as error:
+        _fail(channel, error)
+
+
+def _fail(channel: Channel, error: Exception) -> NoReturn:
+    """End this rank, which rank 0 is told if it is still there."""
+    log.exception("this rank failed")
+    with contextlib.suppress(OSError):
+        channel.send_json(MessageKind.FAILED, {"message": str(error) or type(error).__name__})
+    logging.shutdown()
+    os._exit(1)
+
+
+def _serve(channel: Channel, messages: Messages, moves: Messages, memory_fd: int) -> None:
     start = _expect(messages, MessageKind.START)
     log_lines.configure(start["log_level"], f"%(asctime)s %(levelname)s rank {start['rank']}: %(message)s")
     network, collectives = _load(start)
@@ -82,9 +105,14 @@ def _serve(channel: Channel, messages: Messages, memory_fd: int) -> None:
     collectives.connect(join_store(start["store_port"], start["size"], start["timeout_s"]))
     layout = KvLayout(**cache["layout"])
     dtype: torch.dtype = getattr(torch, layout.dtype)
-    host = HostCopy(layout, cache["blocks"], dtype, memory_fd)
+    buffers = cache["buffers"]
+    host = None if buffers else HostCopy(layout, cache["blocks"], dtype, memory_fd)
     heads = Shard(start["rank"], start["size"]).part(layout.kv_heads)
-    executor = LocalExecutor(network, CacheMemory(layout, cache["blocks"], dtype, device, heads, host))
+    memory = CacheMemory(layout, cache["blocks"], dtype, device, heads, host)
+    if buffers:
+        ends = channel, moves, memory, SharedMemory(memory_fd, buffers)
+        threading.Thread(target=_move, args=ends, name="kv-moves", daemon=True).start()
+    executor = LocalExecutor(network, memory)
     channel.send_json(MessageKind.READY, {})
     while True:
         kind, content = messages.get()
@@ -104,14 +132,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), send_timeout_s=60.0)
     messages: Messages = queue.Queue(maxsize=16)
-    threading.Thread(target=_listen, args=(channel, messages), name="messages", daemon=True).start()
+    moves: Messages = queue.Queue()  # There are no more than buffers.
+    threading.Thread(target=_listen, args=(channel, messages, moves), name="messages", daemon=True).start()
     try:
-        _serve(channel, messages, int(sys.argv[2]))
+        _serve(channel, messages, moves, int(sys.argv[2]))
     except Exception as error:
-        log.exception("this rank failed")
-        channel.send_json(MessageKind.FAILED, {"message": str(error) or type(error).__name__})
-        logging.shutdown()
-        os._exit(1)
+        _fail(channel, error)
 
 
 if __name__ == "__main__":

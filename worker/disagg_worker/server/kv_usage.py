@@ -34,10 +34,14 @@ class KvUsage:
     def received(self, moved: Moved | None, peer: str) -> Moved:
         """Count a transfer from a peer, by what that has said; None for our own connections.
 
-        The interface is this worker's own, as far as it can be told.
+        The interface is this worker's own, as far as it can be told. What this worker does not have
+        itself is proved by nobody's word.
         """
         if moved is None or self._nixl is None:
             return self._note(None, series.RECEIVED, peer)
+        if moved.transport != TCP and moved.transport not in self._nixl.reach:
+            log.warning("%s says that KV went over %s, which this worker does not have", peer, moved.transport)
+            moved = replace(moved, evidence=CONFIGURED)
         own = {TCP: self._interface, RDMA: ",".join(self._nixl.devices)}
         return self._note(replace(moved, interface=own.get(moved.transport, "")), series.RECEIVED, peer)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from disagg_wire.engines import AUTO, TCP
+from disagg_wire.engines import AUTO, RDMA, SHM, TCP
 from disagg_wire.environment import WorkerVariable
 from disagg_wire.roles import DECODE, PREFILL, Role
 from disagg_worker.transfer import nixl_agent
@@ -35,6 +35,16 @@ class NixlSide:
     landings: Landings
 
 
+def needs_host_region(wanted: str, over_tcp: bool, devices: Sequence[str]) -> bool:
+    """Return whether a cache that is divided among ranks is to have a copy in host memory, into
+    which others write.
+
+    It is as large as the cache, so nobody gets it for what the TCP of this project does as well.
+    """
+    asked = wanted in (RDMA, SHM) or over_tcp or (wanted == AUTO and bool(devices))
+    return asked and nixl_agent.is_installed()
+
+
 def nixl_side(
     cache: KvCache, wanted: str, over_tcp: bool, interface: str, devices: Sequence[str], role: Role
 ) -> NixlSide | None:
@@ -45,6 +55,11 @@ def nixl_side(
     of locked memory may refuse; that ends the use of NIXL, and not the worker.
     """
     region = cache.region
+    if region is None:
+        if wanted not in (AUTO, TCP):
+            words = "%s=%s: the ranks' parts of the cache have no memory in common, so that KV goes over TCP"
+            log.warning(words, WorkerVariable.TRANSPORT, wanted)
+        return None
     place = nixl_agent.place()
     on_gpu = region.device is not None
     facts = Facts(nixl_agent.is_installed(), on_gpu, devices, place.neighbourhood, os.environ.get("UCX_TLS", ""))

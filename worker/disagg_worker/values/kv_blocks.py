@@ -39,8 +39,8 @@ class KvCache(Protocol):
     layout: KvLayout
 
     @property
-    def region(self) -> Region:
-        """The memory that other processes may write."""
+    def region(self) -> Region | None:
+        """The memory that other processes may write; None if there is none with all heads."""
 
     def view(self, layer: int, block: int) -> memoryview:
         """Return the bytes of one layer of a block, of a cache in ordinary memory or its copy."""
