@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from scripts.dashboards import files as dashboards  # noqa: E402
 from tests.operator.desired.golden import golden_files  # noqa: E402  (the path above comes first)
 
 from disagg_operator.api import crdgen  # noqa: E402
@@ -77,6 +78,7 @@ SOURCES: tuple[Callable[[], dict[Path, str]], ...] = (
     settings_files,
     metrics_files,
     rule_files,
+    dashboards.dashboard_files,
 )
 
 
