@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -78,4 +79,6 @@ async def test_every_panel_shows_something_under_load(server: ApiServer, cluster
             Path(KEEP).mkdir(parents=True, exist_ok=True)
             (Path(KEEP) / "panels.json").write_text(json.dumps(kept))
         assert sum(became) >= 5
+    if KEEP:
+        shutil.copytree(tmp_path / "tsdb", Path(KEEP) / "tsdb", dirs_exist_ok=True)
     assert not empty, "\n".join(empty)

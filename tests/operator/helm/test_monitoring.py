@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,8 +38,20 @@ def rendered(kind: str, *arguments: str) -> dict[str, Obj]:
     return {o["metadata"]["name"]: o for o in yaml.safe_load_all(text) if o and o["kind"] == kind}
 
 
-def notes(*arguments: str) -> str:
-    return helm("install", "disagg", str(CHART), "--dry-run=client", *arguments)
+@pytest.fixture
+def notes(tmp_path: Path) -> Callable[..., str]:
+    """Return what renders the notes, which helm itself shows only of a cluster."""
+    chart = tmp_path / "chart"
+    shutil.copytree(CHART, chart)
+    shutil.move(chart / "templates/NOTES.txt", chart / "notes.txt")
+    told = 'kind: Told\ntext: {{ tpl (.Files.Get "notes.txt") . | toJson }}\n'
+    (chart / "templates/told.yaml").write_text(told)
+
+    def rendered_notes(*arguments: str) -> str:
+        text = helm("template", "disagg", str(chart), "--kube-version", "1.37.0", *arguments)
+        return str(next(o["text"] for o in yaml.safe_load_all(text) if o and o["kind"] == "Told"))
+
+    return rendered_notes
 
 
 def test_pods_are_scraped_as_the_examples_do_where_the_kind_is_known_and_it_is_wanted() -> None:
@@ -89,7 +103,24 @@ def test_dashboards_are_config_maps_with_the_label_of_a_sidecar(
         assert one["metadata"]["annotations"] == {"grafana_folder": "disagg"}
 
 
-def test_notes_say_what_is_not_there() -> None:
+def test_limits_of_alerts_can_be_set() -> None:
+    def expressions(*arguments: str) -> dict[str, str]:
+        (rule,) = rendered("PrometheusRule", *RULES, *KNOWN, *arguments).values()
+        return {r["alert"]: r["expr"] for g in rule["spec"]["groups"] for r in g["rules"] if "alert" in r}
+
+    before = expressions()
+    after = expressions(
+        "--set", "monitoring.rules.limits.LeasesHeld=120", "--set", "monitoring.rules.limits.Shedding=0.05"
+    )  # fmt: skip
+    assert after["DisaggLeasesHeld"] == before["DisaggLeasesHeld"].replace("> 60", "> 120")
+    assert " > 0.05 * " in after["DisaggShedding"]
+    assert {name for name in before if before[name] != after[name]} == {"DisaggLeasesHeld", "DisaggShedding"}
+    words = [program_path("helm"), "template", str(CHART), "--set", "monitoring.rules.limits.Nothing=1"]
+    refused = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert "monitoring.rules.limits.Nothing: there is no such limit" in refused.stderr
+
+
+def test_notes_say_what_is_not_there(notes: Callable[..., str]) -> None:
     assert "no PrometheusRule here" in notes(*RULES)
     assert "no PodMonitors here" in notes(*MONITORS)
     assert "recording rules" in notes(*GRAFANA)

@@ -211,9 +211,10 @@ def series(faults: Mapping[str, Fault], ends: int = ENDS) -> list[dict[str, str]
         for key, value in fault.changes.items():
             if key.startswith(NEW):
                 lines[f"disagg_{key.removeprefix(NEW).replace('NS', namespace(name))}"] = Line(None, value)
-    lines |= healthy(HEALTHY)
+    lines |= healthy(namespace(HEALTHY))
     return [{"series": key, "values": " ".join(line.values(ends))} for key, line in lines.items()]
 
 
 def namespace(fault: str) -> str:
-    return fault.lower()
+    """Return the namespace of a fault's deployment; no part of a change is its name."""
+    return f"of-{fault.lower()}"
