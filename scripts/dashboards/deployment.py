@@ -24,7 +24,7 @@ def _objectives() -> Row:
     left = [
         Panel(f"Budget left: {name}", f"Share of the errors allowed in three days that is left for {name}.",
               Unit.SHARE, (Query(f"1 - max({missed(name)}) / {BUDGET:g}", name),),
-              Kind.NUMBER, 4, 5, red_below=0)
+              Kind.NUMBER, 4, 7, red_below=0)
         for name in names
     ]  # fmt: skip
     outcomes = Query(rate(of_one(s.ROUTER_GENERATIONS), s.OUTCOME), legend(s.OUTCOME))
@@ -34,9 +34,9 @@ def _objectives() -> Row:
         (
             *left,
             Panel("Missed objectives", "Share of the last hour's requests that missed an objective. 14.4 times the"
-                  " budget pages.", Unit.SHARE, (burns,), Kind.LINES, 6, 5, red_above=14.4 * BUDGET),
+                  " budget pages.", Unit.SHARE, (burns,), Kind.LINES, 6, 7, red_above=14.4 * BUDGET),
             Panel("Outcomes", "What became of the generations: all but completed and those whose client left count"
-                  " against availability.", Unit.REQUESTS_PER_S, (outcomes,), Kind.STACK, 6, 5),
+                  " against availability.", Unit.REQUESTS_PER_S, (outcomes,), Kind.STACK, 6, 7),
             Panel("Time to first token", "From arrival to the first token, with the objective.", Unit.SECONDS,
                   (*quantiles(s.ROUTER_TTFT_SECONDS), _objective(s.TTFT))),
             Panel("TTFT by stage", "Mean duration of each stage until the first token: together they are the time to"

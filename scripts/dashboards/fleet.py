@@ -41,11 +41,11 @@ def _summary() -> Row:
         (
             number("Ready", "Deployments that serve as specified.", f"count({ready}) or vector(0)"),
             number("Not ready", "Deployments with something that is not as specified.",
-                   f"count({others}) or vector(0)", red=0),
-            number("Alerts", "Alerts of disagg that are firing.", f"count({firing}) or vector(0)", red=0),
+                   f"count({others}) or vector(0)", red=0.5),
+            number("Alerts", "Alerts of disagg that are firing.", f"count({firing}) or vector(0)", red=0.5),
             number("Workers ready", "Pods of all pools that serve.", f"sum({pods})"),
             number("Workers missing", "Pods that the pools should have and have not.",
-                   f"sum({wanted}) - sum({pods})", red=0),
+                   f"sum({wanted}) - sum({pods})", red=0.5),
             number("Tokens per second", "Tokens generated per second by all deployments.",
                    f"sum(rate({tokens}[{EVERY}]))", Unit.TOKENS_PER_S),
         ),
@@ -53,14 +53,15 @@ def _summary() -> Row:
 
 
 def _table() -> Panel:
-    ready = _of(s.DEPLOYMENT_CONDITION, 'type="Ready"')
+    ready = _of(s.DEPLOYMENT_CONDITION, 'type="Ready",status="True"')
+    others = _of(s.DEPLOYMENT_CONDITION, 'type="Ready",status!="True"')
     return Panel(
         "Deployments",
-        "Whether each is ready and why not, the share of requests that missed each objective in the last hour,"
+        "Whether each is ready (1 or 0), the share of requests that missed each objective in the last hour,"
         " slow first tokens and slow output, and its load.",
         Unit.NUMBER,
         (
-            Query(f"max by ({D}, status, reason) ({ready})", "condition Ready"),
+            Query(f"max by ({D}) ({ready}) or 0 * max by ({D}) ({others})", "ready"),
             *(Query(_burn(slo, "1h"), f"{slo} missed, 1 h") for slo in (s.TTFT, s.TPOT, "availability")),
             Query(_p99(s.ROUTER_TTFT_SECONDS), "TTFT p99, s"),
             Query(_p99(s.ROUTER_TPOT_SECONDS), "TPOT p99, s"),
@@ -72,6 +73,20 @@ def _table() -> Panel:
     )
 
 
+def _not_ready() -> Panel:
+    others = _of(s.DEPLOYMENT_CONDITION, 'status!="True",type=~"Ready|Available"')
+    return Panel(
+        "Why not",
+        "Deployments that are not ready or not available, with the reason that their conditions give.",
+        Unit.NUMBER,
+        (Query(f"max by ({D}, type, reason) ({others})", "so"),),
+        Kind.TABLE,
+        width=12,
+        height=6,
+        may_be_empty="all deployments are ready while all is well",
+    )
+
+
 def _firing() -> Panel:
     firing = _of("ALERTS", 'alertname=~"Disagg.*",alertstate="firing"')
     return Panel(
@@ -80,7 +95,7 @@ def _firing() -> Panel:
         Unit.NUMBER,
         (Query(f"max by (alertname, severity, {D}) ({firing})", "firing"),),
         Kind.TABLE,
-        width=24,
+        width=12,
         height=6,
         may_be_empty="nothing fires while all is well",
     )
@@ -115,5 +130,5 @@ def board() -> Board:
         "disagg / Fleet",
         "All deployments: which are well, which miss their objectives, and what they serve.",
         (Variable(NAMESPACE, s.NAMESPACE, s.DEPLOYMENT_CONDITION, several=True),),
-        (_summary(), Row("Each deployment", (_table(), _firing())), _lines()),
+        (_summary(), Row("Each deployment", (_table(), _not_ready(), _firing())), _lines()),
     )

@@ -113,9 +113,7 @@ def _thresholds(panel: Panel) -> dashboard.ThresholdsConfig:
     if panel.red_below is not None:
         steps = [models.Threshold(None, _RED), models.Threshold(panel.red_below, _GREEN)]
     else:
-        # From a value on: the next number above it would be as good.
-        above = 1e-9 if panel.red_above == 0 else panel.red_above
-        steps = [models.Threshold(None, _GREEN), models.Threshold(above, _RED)]
+        steps = [models.Threshold(None, _GREEN), models.Threshold(panel.red_above, _RED)]
     return dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps)
 
 

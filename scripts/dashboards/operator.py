@@ -51,20 +51,23 @@ def _loops() -> Row:
 
 
 def _resources() -> Row:
-    wrong = f'{s.DEPLOYMENT_CONDITION}{{status="False"}}'
+    wrong = f'{s.DEPLOYMENT_CONDITION}{{status!="True",type!="Degraded"}}'
+    degraded = f'{s.DEPLOYMENT_CONDITION}{{status="True",type=~"Degraded|Warning"}}'
     drains = f"sum by ({s.OUTCOME}) (increase({_of(s.OPERATOR_DRAINS)}[1h]))"
     cut = f"sum by ({s.COMPONENT}) (increase({_of(s.OPERATOR_DRAIN_CUT_REQUESTS)}[1h]))"
     return Row(
         "Resources",
         (
-            Panel("Conditions that do not hold", "Of all deployments, with their reasons.", Unit.NUMBER,
-                  (Query(f"max by ({D}, type, reason) ({wrong})", "is so"),), Kind.TABLE, 12),
+            Panel("Conditions that tell of something", "Those that do not hold, and Degraded and Warning, with"
+                  " reasons.", Unit.NUMBER,
+                  (Query(f"max by ({D}, type, reason) ({wrong} or {degraded})", "so"),), Kind.TABLE, 12,
+                  may_be_empty="all conditions hold while all is well"),
             Panel("Age of edits", "How long ago a spec was edited that status does not tell of yet.", Unit.SECONDS,
                   (Query(f"max by ({D}) ({s.DEPLOYMENT_UNOBSERVED_SECONDS})", _WHOSE),), width=12, red_above=120),
             Panel("Drains", "Drains of workers and routers in the last hour, by outcome.", Unit.NUMBER,
                   (Query(drains, legend(s.OUTCOME)),), may_be_empty="only where pods were drained"),
             Panel("Requests cut off", "At the ends of drains in the last hour. Those of routers are lost.",
-                  Unit.NUMBER, (Query(cut, legend(s.COMPONENT)),), red_above=0),
+                  Unit.NUMBER, (Query(cut, legend(s.COMPONENT)),), red_above=0.5),
             Panel("Exchanged pools", "Rollouts for which both pools were exchanged at once, in the last hour.",
                   Unit.NUMBER, (Query(f"sum by ({D}) (increase({s.OPERATOR_EXCHANGES}[1h]))", _WHOSE),),
                   may_be_empty="only where there was no room for a second pair"),

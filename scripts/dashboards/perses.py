@@ -86,7 +86,7 @@ def _thresholds(panel: Panel) -> dict[str, Any]:
     if panel.red_below is not None:
         return {"defaultColor": _RED, "steps": [{"value": panel.red_below, "color": "#2e7d32"}]}
     if panel.red_above is not None:
-        return {"steps": [{"value": panel.red_above or 1e-9, "color": _RED}]}
+        return {"steps": [{"value": panel.red_above, "color": _RED}]}
     return {}
 
 

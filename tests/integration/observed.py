@@ -229,7 +229,7 @@ class Observed:
 
         async def one(stream: int) -> None:
             for number in range(100_000):
-                became.append(await self.complete(tokens, number=1000 * stream + number % 7))
+                became.append(await self.complete(tokens, number=1000 * stream + number % 400))
                 await asyncio.sleep(pause_s)
 
         tasks = [asyncio.create_task(one(stream)) for stream in range(streams)]

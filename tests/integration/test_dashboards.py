@@ -25,7 +25,7 @@ LOAD_S = 15.0
 # A busy machine misses scrapes.
 WAIT_S = 20.0
 SCALED = {role: {"autoscaling": {"minReplicas": 1, "maxReplicas": 2}} for role in ("prefill", "decode")}
-# What a browser can draw is kept in this folder, for scripts/dashboards/pictures.
+# What the panels found is kept in this folder, and Prometheus's data, for pictures.
 KEEP = os.environ.get("DASHBOARDS_KEEP", "")
 
 
