@@ -79,7 +79,7 @@ class Observed:
 
     async def over(self, query: str, since_s: float, until_s: float, step_s: float) -> list[dict[str, Any]]:
         """Return the result of a query over a time."""
-        asked = {"query": query, "start": since_s, "end": until_s, "step": step_s}
+        asked: dict[str, str | float] = {"query": query, "start": since_s, "end": until_s, "step": step_s}
         answer = (await self.http.get(f"{self.prometheus}/api/v1/query_range", params=asked)).json()
         assert answer["status"] == "success", f"{query}: {answer.get('error')}"
         found: list[dict[str, Any]] = answer["data"]["result"]
