@@ -14,10 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from scripts.dashboards import files as dashboards  # noqa: E402
 from tests.operator.desired.golden import golden_files  # noqa: E402  (the path above comes first)
 
 from disagg_operator.api import crdgen  # noqa: E402
-from disagg_operator.status.alerts import rule_file  # noqa: E402
+from disagg_operator.status.alerts import limits, rule_file  # noqa: E402
 from disagg_wire.version import semver  # noqa: E402
 from scripts import metrics_page, settings_page  # noqa: E402
 
@@ -52,8 +53,13 @@ def metrics_files() -> dict[Path, str]:
 
 
 def rule_files() -> dict[Path, str]:
-    """Return the rules for Prometheus, which the chart puts into a PrometheusRule."""
-    return {ROOT / "helm/disagg/rules/disagg.rules.yaml": rule_file.as_text()}
+    """Return the rules for Prometheus, and what the chart makes a PrometheusRule of."""
+    texts = {
+        "disagg.rules.yaml": rule_file.as_text(),
+        "form.yaml": rule_file.as_form(),
+        "limits.yaml": limits.as_text(),
+    }
+    return {ROOT / "helm/disagg/rules" / name: text for name, text in texts.items()}
 
 
 def probe_files() -> dict[Path, str]:
@@ -77,6 +83,7 @@ SOURCES: tuple[Callable[[], dict[Path, str]], ...] = (
     settings_files,
     metrics_files,
     rule_files,
+    dashboards.dashboard_files,
 )
 
 

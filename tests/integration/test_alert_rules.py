@@ -16,7 +16,7 @@ from tests.operator.status.alerts import faults
 from disagg_operator.status.alerts import rule_file
 
 pytestmark = pytest.mark.apiserver
-FIRING = 'count by (alertname, namespace, window) (ALERTS{alertstate="firing"})'
+_FIRING = 'count by (alertname, namespace, window) (ALERTS{{alertstate="firing"{}}})'
 
 
 def promtool(folder: Path, *tests: dict[str, Any], every: str = "1m") -> None:
@@ -29,19 +29,22 @@ def promtool(folder: Path, *tests: dict[str, Any], every: str = "1m") -> None:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def firing(minute: int, *alerts: str) -> dict[str, Any]:
-    """Expect exactly these alerts, each with the labels behind its name, once."""
+def firing(minute: int, *alerts: str, of: str | None = None) -> dict[str, Any]:
+    """Expect exactly these alerts, each with the labels behind its name, once: all there are, or
+    those of a fault's deployment, or those about no deployment.
+    """
     samples = []
     for alert in alerts:
         name, comma, labels = alert.partition(",")
         samples.append({"labels": f'{{alertname="Disagg{name}"{comma}{labels}}}', "value": 1})
-    return {"expr": FIRING, "eval_time": f"{minute}m", "exp_samples": samples}
+    chosen = "" if of is None else f',namespace="{of and faults.namespace(of)}"'
+    return {"expr": _FIRING.format(chosen), "eval_time": f"{minute}m", "exp_samples": samples}
 
 
 def test_the_rules_are_valid(tmp_path: Path) -> None:
@@ -49,69 +52,91 @@ def test_the_rules_are_valid(tmp_path: Path) -> None:
     subprocess.run(["promtool", "check", "rules", tmp_path / "disagg.rules.yaml"], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("name", faults.FAULTS)
-def test_an_alert_fires_on_its_fault_alone_and_ends_with_it(tmp_path: Path, name: str) -> None:
-    fault = faults.FAULTS[name]
-    about = "" if name in ("OperatorDown", "DrainLostRequests") else ',namespace="ml"'
-    checks = [firing(minute) for minute in (faults.BEGINS - 1, faults.BEGINS + fault.lasts - 1, faults.OVER)]
-    checks += [firing(minute, f"{name}{about}") for minute in (faults.BEGINS + fault.after, faults.ENDS - 1)]
-    promtool(tmp_path, {"interval": "1m", "input_series": faults.series(fault), "promql_expr_test": checks})
+def checks_of(name: str, fault: faults.Fault) -> list[dict[str, Any]]:
+    quiet = (faults.BEGINS - 1, faults.BEGINS + fault.lasts - 1, faults.OVER)
+    there = (faults.BEGINS + fault.after, faults.ENDS - 1)
+    alert = f'{name},namespace="{faults.namespace(name)}"'
+    return [firing(m, of=name) for m in quiet] + [firing(m, alert, of=name) for m in there]
 
 
-def test_nothing_fires_on_a_healthy_deployment_and_without_data_the_operator_alone(tmp_path: Path) -> None:
-    promtool(
-        tmp_path,
-        {
-            "interval": "1m",
-            "input_series": faults.series(None),
-            "promql_expr_test": [firing(minute) for minute in range(0, faults.OVER, 10)],
-        },
-        {"interval": "1m", "input_series": [], "promql_expr_test": [firing(60, "OperatorDown")]},
-    )
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {'router_generations_total "failed_before_first"': 600, 'router_generations_total "completed"': 0},
-        {'router_objective_requests_total "ttft" "false"': 600, 'router_objective_requests_total "ttft" "true"': 0},
-        {'router_objective_requests_total "tpot" "false"': 600, 'router_objective_requests_total "tpot" "true"': 0},
-    ],
-    ids=["availability", "ttft", "tpot"],
-)
-def test_a_budget_that_burns_fast_pages_and_ends(tmp_path: Path, changes: dict[str, float]) -> None:
-    ends, of = faults.BEGINS + 14, 'BudgetBurn,namespace="ml",window="{}"'.format
+def test_each_alert_fires_on_its_fault_alone_and_ends_with_it(tmp_path: Path) -> None:
+    """All faults at once, each in a deployment of its own, and a deployment that is healthy."""
     checks = [
-        firing(faults.BEGINS - 1),
-        firing(faults.BEGINS + 3),
-        firing(faults.BEGINS + 13, of("1h")),
-        firing(faults.BEGINS + 30, of("6h")),
-        firing(faults.BEGINS + 55),
+        check
+        for name, fault in faults.FAULTS.items()
+        if name not in faults.OF_CLUSTER
+        for check in checks_of(name, fault)
     ]
-    given = faults.series(faults.Fault(changes, 0, 0), ends)
+    checks += [firing(minute, of=faults.HEALTHY) for minute in range(0, faults.OVER, 10)]
+    # Those about no deployment, and no others.
+    down, lost = (faults.FAULTS[name] for name in ("OperatorDown", "DrainLostRequests"))
+    expected = {
+        faults.BEGINS - 1: (),
+        faults.BEGINS + lost.after: ("DrainLostRequests",),
+        faults.BEGINS + down.lasts - 1: ("DrainLostRequests",),
+        faults.BEGINS + down.after: ("DrainLostRequests", "OperatorDown"),
+        faults.ENDS - 1: ("DrainLostRequests", "OperatorDown"),
+        faults.OVER: (),
+    }
+    checks += [firing(minute, *alerts, of="") for minute, alerts in expected.items()]
+    given = faults.series(faults.FAULTS)
+    promtool(tmp_path, {"interval": "1m", "input_series": given, "promql_expr_test": checks})
+
+
+def test_without_data_nothing_fires_but_that_there_is_no_operator(tmp_path: Path) -> None:
+    promtool(tmp_path, {"interval": "1m", "input_series": [], "promql_expr_test": [firing(60, "OperatorDown")]})
+
+
+MISSES = {
+    "availability": {
+        'router_generations_total "failed_before_first"': 600, 'router_generations_total "completed"': 0
+    },
+    **{
+        name: {
+            f'router_objective_requests_total "{name}" "false"': 600,
+            f'router_objective_requests_total "{name}" "true"': 0,
+        }
+        for name in ("ttft", "tpot")
+    },
+}  # fmt: skip
+
+
+def test_a_budget_that_burns_fast_pages_and_ends(tmp_path: Path) -> None:
+    checks = []
+    for name in MISSES:
+        of = f'BudgetBurn,namespace="{faults.namespace(name)}",window="{{}}"'.format
+        checks += [
+            firing(faults.BEGINS - 1, of=name),
+            firing(faults.BEGINS + 3, of=name),
+            firing(faults.BEGINS + 13, of("1h"), of=name),
+            firing(faults.BEGINS + 30, of("6h"), of=name),
+            firing(faults.BEGINS + 55, of=name),
+        ]
+    burning = {name: faults.Fault(changes, 0, 0) for name, changes in MISSES.items()}
+    given = faults.series(burning, faults.BEGINS + 14)
     promtool(tmp_path, {"interval": "1m", "input_series": given, "promql_expr_test": checks})
 
 
 def test_a_budget_that_burns_slowly_is_a_warning(tmp_path: Path) -> None:
-    def burning(missed: float) -> list[dict[str, str]]:
-        name = 'disagg_router_objective_requests_total{namespace="ml",disagg_deployment="chat",objective="ttft",within='
-        running = 'disagg_build_info{component="operator"}'
+    def burning(name: str, missed: float) -> list[dict[str, str]]:
+        labels = f'namespace="{faults.namespace(name)}",disagg_deployment="chat",objective="ttft",within='
+        series = f"disagg_router_objective_requests_total{{{labels}"
         return [
-            {"series": f'{name}"false"}}', "values": f"0+{missed}x1200"},
-            {"series": f'{name}"true"}}', "values": f"0+{1000 - missed}x1200"},
-            {"series": running, "values": "1x1200"},
+            {"series": f'{series}"false"}}', "values": f"0+{missed}x864"},
+            {"series": f'{series}"true"}}', "values": f"0+{1000 - missed}x864"},
         ]
 
-    of, day = 'BudgetBurn,namespace="ml",window="{}"'.format, 24 * 60
-    fast = [firing(30), firing(3 * day, of("1d"), of("3d"))]
-    slow = [firing(170), firing(3 * day, of("3d"))]
-    none = [firing(3 * day)]
-    few = [firing(60)]
-    promtool(
-        tmp_path,
-        *(
-            {"interval": "5m", "input_series": burning(missed), "promql_expr_test": checks}
-            for missed, checks in ((40, fast), (15, slow), (9, none), (0.001, few))
-        ),
-        every="5m",
-    )
+    def of(name: str, window: str) -> str:
+        return f'BudgetBurn,namespace="{faults.namespace(name)}",window="{window}"'
+
+    day = 24 * 60
+    cases: dict[str, tuple[float, list[dict[str, Any]]]] = {
+        "fast": (40, [firing(30, of="fast"), firing(3 * day, of("fast", "1d"), of("fast", "3d"), of="fast")]),
+        "slow": (15, [firing(170, of="slow"), firing(3 * day, of("slow", "3d"), of="slow")]),
+        "none": (9, [firing(3 * day, of="none")]),
+        "few": (0.001, [firing(60, of="few")]),
+    }
+    given = [{"series": 'disagg_build_info{component="operator"}', "values": "1x864"}]
+    given += [line for name, (missed, _) in cases.items() for line in burning(name, missed)]
+    checks = [check for _, expected in cases.values() for check in expected]
+    promtool(tmp_path, {"interval": "5m", "input_series": given, "promql_expr_test": checks}, every="5m")

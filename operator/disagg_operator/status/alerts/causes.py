@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from disagg_operator.status.alerts.alert import OF_POOL, PAGE, Alert, D, condition, highest, quantile, rate, total
+from disagg_operator.status.alerts.limits import limit
 from disagg_wire import series as s
 
 GOODPUT = "disagg:kv_transfer_goodput_bytes:rate5m"
@@ -30,15 +31,17 @@ def serving() -> list[Alert]:
             "No request can be answered end to end: {{ $labels.reason }}.", PAGE,
         ),
         Alert(
-            "Shedding", f"{rate(shed)} > 0.01 * {rate(s.ROUTER_GENERATIONS)}", "5m",
+            "Shedding", f"{rate(shed)} > {limit('Shedding')} * {rate(s.ROUTER_GENERATIONS)}", "5m",
             "requests are refused for want of room", "{{ $value | humanize }} requests per second get a 429.", PAGE,
         ),
         Alert(
-            "StreamsStall", f"{quantile(0.99, s.ROUTER_LONGEST_GAP_SECONDS)} > 2", "5m", "answers fall silent",
+            "StreamsStall", f"{quantile(0.99, s.ROUTER_LONGEST_GAP_SECONDS)} > {limit('StreamsStall')}",
+            "5m", "answers fall silent",
             "One in a hundred answers has a gap of {{ $value | humanizeDuration }} between two tokens.",
         ),
         Alert(
-            "Failovers", f"{rate(faults)} > 0.05 * {rate(s.ROUTER_ARRIVALS)}", "10m", "retries hide a fault",
+            "Failovers", f"{rate(faults)} > {limit('Failovers')} * {rate(s.ROUTER_ARRIVALS)}",
+            "10m", "retries hide a fault",
             "{{ $value | humanize }} attempts per second fail and are made again.",
         ),
         Alert(
@@ -68,28 +71,30 @@ def transfers() -> list[Alert]:
             "KV goes over TCP and not over RDMA", "RDMA was asked for, and KV is moved by something slower.",
         ),
         Alert(
-            "TransferFailing", f"{failures} > 0.02 * {done}", "5m", "KV transfers break off",
+            "TransferFailing", f"{failures} > {limit('TransferFailing')} * {done}", "5m", "KV transfers break off",
             "{{ $value | humanize }} transfers per second fail.",
         ),
         Alert(
-            "TransferSlow", f"{GOODPUT} < 0.3 * avg_over_time({GOODPUT}[1d] offset 1h)", "10m",
+            "TransferSlow", f"{GOODPUT} < {limit('TransferSlow')} * avg_over_time({GOODPUT}[1d] offset 1h)", "10m",
             "KV moves slower than on the day before", "A transfer moves {{ $value | humanize }}B per second.",
         ),
         Alert(
-            "HandoverSlow", f"{quantile(0.95, s.ROUTER_HANDOVER_SECONDS)} > 5 * {_TPOT}", "10m",
+            "HandoverSlow", f"{quantile(0.95, s.ROUTER_HANDOVER_SECONDS)} > {limit('HandoverSlow')} * {_TPOT}", "10m",
             "answers pause after their first token",
             "The second token comes {{ $value | humanizeDuration }} after the first.",
         ),
         Alert(
-            "LinkSaturated", f"{busy} > 0.8 and on ({D}) {exposed} > 0.5 * {sent}", "10m", "the network limits KV",
+            "LinkSaturated", f"{busy} > {limit('LinkSaturated')} and on ({D}) {exposed} > 0.5 * {sent}",
+            "10m", "the network limits KV",
             "{{ $labels.pod }} uses its link {{ $value | humanizePercentage }} of the time ({{ $labels.direction }}).",
         ),
         Alert(
-            "NotDisaggregating", f"{alone} > 0.2 * {rate(s.ROUTER_PATH_REASONS)}", "10m", "decode prefills by itself",
+            "NotDisaggregating", f"{alone} > {limit('NotDisaggregating')} * {rate(s.ROUTER_PATH_REASONS)}",
+            "10m", "decode prefills by itself",
             "{{ $value | humanize }} requests per second found no prefill worker.",
         ),
         Alert(
-            "LeasesHeld", f"{highest(s.WORKER_OLDEST_RESERVATION_AGE_SECONDS, 'pod')} > 60", "2m",
+            "LeasesHeld", f"{highest(s.WORKER_OLDEST_RESERVATION_AGE_SECONDS, 'pod')} > {limit('LeasesHeld')}", "2m",
             "KV blocks are held for nothing",
             "{{ $labels.pod }} has waited {{ $value | humanizeDuration }} for KV that does not come.",
         ),
@@ -104,24 +109,27 @@ def pools() -> list[Alert]:
     blocks = total(f'{s.WORKER_KV_BLOCKS}{{{OF_POOL}="decode"}}')
     queued = total(f'{s.ROUTER_WAITING_REQUESTS}{{pool="decode"}}')
     of_prefill = f'{{{OF_POOL}="prefill"}}'
-    limit = f"{s.PREFILL_BATCH_LIMIT_TOKENS}{of_prefill} / ({s.PREFILL_BATCH_MOST_TOKENS}{of_prefill} > 0)"
+    share = f"{s.PREFILL_BATCH_LIMIT_TOKENS}{of_prefill} / ({s.PREFILL_BATCH_MOST_TOKENS}{of_prefill} > 0)"
     stuck = f'status!="True",reason=~"{_STUCK}"'
-    silent = f"time() - {s.WORKER_PROGRESS_TIMESTAMP_SECONDS} > 30"
+    silent = f"time() - {s.WORKER_PROGRESS_TIMESTAMP_SECONDS} > {limit('EngineHung')}"
     return [
         Alert(
-            "PrefillBacklog", f"{waiting} > 2 * {_TTFT} * {computed}", "5m", "prompts wait longer than they may",
+            "PrefillBacklog", f"{waiting} > {limit('PrefillBacklog')} * {_TTFT} * {computed}",
+            "5m", "prompts wait longer than they may",
             "{{ $value | humanize }} prompt tokens wait, more than prefill computes in twice the objective.",
         ),
         Alert(
-            "DecodeFull", f"{queued} > 0 and {free} < 0.05 * {blocks}", "5m", "decode has no KV memory left",
+            "DecodeFull", f"{queued} > 0 and {free} < {limit('DecodeFull')} * {blocks}",
+            "5m", "decode has no KV memory left",
             "{{ $value | humanize }} requests wait for room in decode.",
         ),
         Alert(
-            "PrefillHeldBack", f"min by ({D}) ({limit}) < 0.5", "10m", "decode holds prefill back",
+            "PrefillHeldBack", f"min by ({D}) ({share}) < {limit('PrefillHeldBack')}",
+            "10m", "decode holds prefill back",
             "Prefill may use {{ $value | humanizePercentage }} of its batches, since decode has little room.",
         ),
         Alert(
-            "WorkerUnheard", f"{highest(s.ROUTER_OLDEST_POLL_AGE_SECONDS, s.POOL)} > 10", "1m",
+            "WorkerUnheard", f"{highest(s.ROUTER_OLDEST_POLL_AGE_SECONDS, s.POOL)} > {limit('WorkerUnheard')}", "1m",
             f"a worker of {_POOL} is silent", "A router has not heard of it for {{ $value | humanizeDuration }}.",
         ),
         Alert(
@@ -151,7 +159,8 @@ def control() -> list[Alert]:
             f"{_POOL} is too small", "It stands at its limit ({{ $labels.limit }}) while objectives are missed.",
         ),
         Alert(
-            "ScalerFlaps", f"min by ({D}, {s.POOL}) ({each}) > 3", "0m", f"{_POOL} is scaled to and fro",
+            "ScalerFlaps", f"min by ({D}, {s.POOL}) ({each}) > {limit('ScalerFlaps')}",
+            "0m", f"{_POOL} is scaled to and fro",
             "It was scaled up and down at least {{ $value | humanize }} times each in an hour.",
         ),
         Alert(
@@ -164,7 +173,8 @@ def control() -> list[Alert]:
             "Nothing is reconciled or scaled, or nobody sees it.", PAGE, about_one=False,
         ),
         Alert(
-            "EditsIgnored", f"{highest(s.DEPLOYMENT_UNOBSERVED_SECONDS)} > 120", "5m", "an edit is not carried out",
+            "EditsIgnored", f"{highest(s.DEPLOYMENT_UNOBSERVED_SECONDS)} > {limit('EditsIgnored')}",
+            "5m", "an edit is not carried out",
             "The spec was edited {{ $value | humanizeDuration }} ago, and status does not tell of it.",
         ),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 from disagg_operator.status.alerts import causes, objectives
 from disagg_operator.status.alerts.alert import Alert
+from disagg_operator.status.alerts.limits import filled
 
 HEAD = "# Recording rules and alerts of disagg for Prometheus, written by `make generate` from code.\n"
 
@@ -25,6 +26,13 @@ def alerts() -> dict[str, list[Alert]]:
 
 def groups() -> list[dict[str, Any]]:
     """Return the content of a file of rules."""
+    found = _groups()
+    for rule in (rule for group in found for rule in group["rules"]):
+        rule["expr"] = filled(rule["expr"])
+    return found
+
+
+def _groups() -> list[dict[str, Any]]:
     recorded = {"disagg-objectives": objectives.recordings(), "disagg-transfers": causes.recordings()}
     return [
         {"name": name, "rules": [*recorded.get(name, ()), *(alert.rule() for alert in found)]}
@@ -34,7 +42,12 @@ def groups() -> list[dict[str, Any]]:
 
 def as_text() -> str:
     """Return a file of rules as Prometheus reads it."""
-    return HEAD + "\n".join(_lines({"groups": groups()})) + "\n"
+    return filled(as_form())
+
+
+def as_form() -> str:
+    """Return the same with `@ALERT@` for the limit of each alert, which the chart fills in."""
+    return HEAD + "\n".join(_lines({"groups": _groups()})) + "\n"
 
 
 def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:

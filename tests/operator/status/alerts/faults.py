@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-# When the fault begins and ends, and the end of all, in minutes.
-BEGINS, ENDS, OVER = 120, 180, 270
+# When the fault begins and ends, and the end of all, in minutes. An alert that compares with what
+# was an hour before has seen some of it by then, and what looks back an hour is quiet at the end.
+BEGINS, ENDS, OVER = 70, 130, 200
 
 Value = float | None
 """None is a series that is not there."""
@@ -143,7 +144,7 @@ def changed(key: str, changes: Mapping[str, Value]) -> Value:
     return -1.0
 
 
-_COND = 'deployment_condition{namespace="ml",disagg_deployment="chat",'
+_COND = 'deployment_condition{namespace="NS",disagg_deployment="chat",'
 FAULTS: dict[str, Fault] = {
     "NotServing": Fault({f'{NEW}{_COND}type="Available",status="False",reason="NoPair"}}': 1}, 4, 2),
     "Shedding": Fault({'router_generations_total "shed"': 30}, 10, 5),
@@ -180,7 +181,7 @@ FAULTS: dict[str, Fault] = {
     "RolloutStuck": Fault({f'{NEW}{_COND}type="DecodeReady",status="False",reason="ImagePull"}}': 1}, 20, 10),
     "ScalerBlind": Fault({'autoscaler_blind "decode"': 1}, 20, 10),
     "ScalerLimited": Fault(
-        {'autoscaler_limited "decode" "max"': 1, 'router_objective_requests_total "tpot" "false"': 67}, 50, 15
+        {'autoscaler_limited "decode" "max"': 1, 'router_objective_requests_total "tpot" "false"': 32}, 50, 15
     ),
     "ScalerFlaps": Fault({'operator_scalings_total "decode"': 0.2}, 45, 0),
     "MetricsMissing": Fault({"router_running_requests": None}, 26, 10),
@@ -189,14 +190,31 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def series(fault: Fault | None, ends: int = ENDS) -> list[dict[str, str]]:
-    """Return the input series of a test: one deployment with the fault, and one without."""
+# Those that are about no deployment.
+OF_CLUSTER = ("OperatorDown", "DrainLostRequests")
+HEALTHY = "healthy"
+
+
+def series(faults: Mapping[str, Fault], ends: int = ENDS) -> list[dict[str, str]]:
+    """Return the input series of a test: a deployment for each fault, in a namespace of its name,
+    and one without.
+    """
     lines: dict[str, Line] = {}
-    for key, line in (healthy("ml") | CLUSTER).items():
-        value = changed(key, fault.changes if fault else {})
-        lines[key] = Line(line.healthy, value, line.counter, line.clock)
-    for key, value in (fault.changes if fault else {}).items():
-        if key.startswith(NEW):
-            lines[f"disagg_{key.removeprefix(NEW)}"] = Line(None, value)
-    lines |= healthy("other")
+    of_all = {key: value for name in OF_CLUSTER if name in faults for key, value in faults[name].changes.items()}
+    for key, line in CLUSTER.items():
+        lines[key] = Line(line.healthy, changed(key, of_all), line.counter, line.clock)
+    for name, fault in faults.items():
+        if name in OF_CLUSTER:
+            continue
+        for key, line in healthy(namespace(name)).items():
+            lines[key] = Line(line.healthy, changed(key, fault.changes), line.counter, line.clock)
+        for key, value in fault.changes.items():
+            if key.startswith(NEW):
+                lines[f"disagg_{key.removeprefix(NEW).replace('NS', namespace(name))}"] = Line(None, value)
+    lines |= healthy(namespace(HEALTHY))
     return [{"series": key, "values": " ".join(line.values(ends))} for key, line in lines.items()]
+
+
+def namespace(fault: str) -> str:
+    """Return the namespace of a fault's deployment; no part of a change is its name."""
+    return f"of-{fault.lower()}"

@@ -10,7 +10,7 @@ import yaml
 from tests.operator.status.alerts.faults import FAULTS
 from tests.wire import registries
 
-from disagg_operator.status.alerts import objectives, rule_file
+from disagg_operator.status.alerts import limits, objectives, rule_file
 from disagg_operator.status.alerts.alert import Alert
 
 REPO = Path(__file__).parents[4]
@@ -77,3 +77,14 @@ def test_every_series_in_an_expression_is_listed_and_has_the_labels() -> None:
 def test_an_alert_with_a_cut_off_share_can_fire() -> None:
     limits = [float(re.findall(r"> ([\d.]+)", alert.expression)[0]) for alert in objectives.alerts(0.1)]
     assert limits == [0.9, 0.6, 0.3, 0.1]
+
+
+def test_every_limit_is_used_and_filled_in() -> None:
+    form, text = rule_file.as_form(), rule_file.as_text()
+    assert set(re.findall(r"@(\w+)@", form)) == set(limits.LIMITS)
+    assert "@" not in text
+    assert yaml.safe_load(limits.as_text()) == limits.LIMITS
+    for name in limits.LIMITS:
+        assert f"@{name}@" in ALERTS[f"Disagg{name}"].expression
+    with pytest.raises(KeyError):
+        limits.limit("Nothing")

@@ -1,0 +1,1 @@
+"""The dashboards, written once for Grafana and for Perses."""
