@@ -14,8 +14,9 @@ from tests.serving.stack import WAIT_S, router, workers
 from tests.serving.test_identity import SAMPLING, _model
 from tests.worker.server.rig import prompt
 
-from disagg_router.dispatch.attempt import Finished, Trace
+from disagg_router.dispatch.attempt import Finished
 from disagg_router.dispatch.request_state import RequestState
+from disagg_router.dispatch.trace import Trace
 from disagg_router.router import Router
 from disagg_wire.protocol import FEATURE_PREFILL_INCARNATION
 
