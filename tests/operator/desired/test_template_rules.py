@@ -151,8 +151,8 @@ def test_devices_that_other_fields_ask_for_are_not_removed() -> None:
         (None, [""]),
         ({"limits": None}, [".limits"]),
         ({"requests": None, "claims": None}, [".claims", ".requests"]),
-        ({"limits": {"rdma/a": None}}, [".limits[rdma/a]"]),
-        ({"limits": {"cpu": None}}, []),
+        ({"limits": {"rdma/a": "1"}}, [".limits[rdma/a]"]),
+        ({"limits": {"cpu": "1"}}, []),
     ):
         paths = found(container(resources=resources), resource=resource)
         assert sorted(paths) == [f"t.spec.containers[main].resources{place}" for place in places]
