@@ -272,7 +272,7 @@ class _Rules:
 
     def _further_container(self, container: Obj, path: str) -> Iterator[Violation]:
         """Yield what a container beside those of the operator may not do."""
-        keys = {v["name"] for v in self._base.get("volumes") or [] if "secret" in v}
+        keys = [v["name"] for v in self._base.get("volumes") or [] if "secret" in v]
         for mount in _maps(container.get("volumeMounts")):
             if mount.get("name") in keys:
                 words = "holds a secret of the operator's containers"

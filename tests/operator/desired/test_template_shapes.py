@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from tests.operator.api.resources import good, of
 
-from disagg_operator.api.namespace_policy import NamespacePolicy
+from disagg_operator.api.namespace_policy import NamespacePolicy, Permission
 from disagg_operator.api.v1alpha1 import read
 from disagg_operator.controller.acceptance import Refused, assess
 from disagg_operator.desired import Images
@@ -20,8 +21,10 @@ from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_REVISION
 
 _VALUES: tuple[Any, ...] = (
-    None, [], {}, "", "x", 0, 1, True, 1.5, [None], [{}], {"a": None}, [{"name": None}], [{"mountPath": []}], [[]],
+    None, [], {}, "", "x", 0, 1, True, 1.5, [None], [{}], {"a": None}, [{"name": None}], [{"mountPath": []}],
+    [{"name": []}], [[]],
 )  # fmt: skip
+EVERYTHING = NamespacePolicy(allow=tuple(Permission))
 _NETWORK = {"network": {"attachmentRef": {"name": "fast"}, "rdmaResource": {"name": "rdma/a"}}}
 _PAIR_OF_GPUS = {"accelerator": {"count": 2}, "parallelism": {"tensor": 2}}
 _OWNED = ("image", "command", "args", "startupProbe", "readinessProbe", "livenessProbe")
@@ -114,3 +117,34 @@ def test_no_part_is_taken_away_by_a_value_of_another_kind(engine: str, role: str
         after = _template(edited, role)
         after["metadata"]["labels"].pop(LABEL_REVISION, None)
         assert list(_lost(before, after)) == [], make(value)
+
+
+# Parts that the operator does not have, so that nothing says of which kind they must be.
+_SIDE: Obj = {
+    "name": "side", "image": "i", "resources": {"limits": {"a": "1"}}, "ports": [{"name": "p", "containerPort": 9}],
+    "volumeMounts": [{"name": "v", "mountPath": "/v"}], "env": [{"name": "A", "value": "b"}],
+    "lifecycle": {"preStop": {"httpGet": {"host": "h"}}},
+    "securityContext": {"capabilities": {"drop": ["ALL"], "add": ["X"]}, "seccompProfile": {"type": "t"}},
+}  # fmt: skip
+_FURTHER: Obj = {
+    "spec": {
+        "containers": [_SIDE],
+        "volumes": [
+            {"name": "v", "projected": {"sources": [{"secret": {"name": "s"}}]}},
+            {"name": "w", "image": {"reference": "r"}},
+        ],
+        "resourceClaims": [{"name": "c"}],
+        "securityContext": {"seccompProfile": {"type": "t"}},
+        "priorityClassName": "p",
+    }
+}
+
+
+@pytest.mark.parametrize("role", ["decode", "router"])
+def test_further_parts_of_any_kind_are_judged(role: str) -> None:
+    for make, value in itertools.product(_patches(_FURTHER["spec"], _under(_itself, "spec")), _VALUES):
+        edited = good()
+        edited["spec"].setdefault(role, {})["podTemplate"] = make(value)
+        with contextlib.suppress(Refused):
+            if not assess(edited, EVERYTHING).violations:
+                _template(edited, role)
