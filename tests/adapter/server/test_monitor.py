@@ -144,7 +144,7 @@ async def test_a_look_that_is_asked_for_counts_as_any_other_and_is_not_waited_fo
             await hangs.wait()
             return Readings(started="first start")
 
-        one.engine.read = read  # type: ignore[method-assign]
+        one.engine.read = read
         await one.monitor.look()
         assert one.serves
         hangs.set()
