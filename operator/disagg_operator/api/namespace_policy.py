@@ -40,6 +40,7 @@ class NamespacePolicy(BaseModel):
     network_attachments: tuple[str, ...] = Field(
         (), description="Patterns of NAMESPACE/NAME: NetworkAttachmentDefinitions of other namespaces that may be used."
     )
+    annotations: tuple[str, ...] = Field(("*",), description="Patterns of the annotations that a podTemplate may set.")
     prometheus_hosts: tuple[str, ...] = Field(
         ("*",), description="Patterns of the hosts that may be asked for metrics."
     )
@@ -59,6 +60,10 @@ class NamespacePolicy(BaseModel):
     def allows_attachment(self, namespace: str, name: str) -> bool:
         """Return whether a NetworkAttachmentDefinition of another namespace may be used."""
         return _matches(f"{namespace}/{name}", self.network_attachments)
+
+    def allows_annotation(self, name: str) -> bool:
+        """Return whether a podTemplate may set an annotation, by its name."""
+        return _matches(name, self.annotations)
 
     def allows_prometheus(self, host: str) -> bool:
         """Return whether a host may be asked for metrics."""

@@ -2,22 +2,28 @@
 
 It decides what a refusal may harm: what has not been written since then is not refused. Status can
 be lost, in a restore or by whoever may write it, so the spec is kept in a ConfigMap that the
-resource owns.
+resource owns, with a seal: who may write ConfigMaps there decides nothing.
 """
 
 from __future__ import annotations
 
+import hmac
+import logging
+from collections.abc import Mapping
 from typing import Protocol
 
 from disagg_operator.autoscaling.records.state_store import decode, encode
 from disagg_operator.controller.children import Children, is_orphan, owners_of
 from disagg_operator.controller.rehearsal import blaming
+from disagg_operator.controller.spec_seal import SpecSeal
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import CONFIG_MAP, DEPLOYMENT, DISAGG_DEPLOYMENT, name_of, owned_by, uid_of
 from disagg_operator.vocabulary import FIELD_MANAGER, Key, Obj
 from disagg_wire.labels import LABEL_COMPONENT
 
-_FIELD, _GENERATION = "spec", "generation"
+log = logging.getLogger(__name__)
+
+_FIELD, _GENERATION, _SEAL = "spec", "generation", "seal"
 
 
 class AcceptedSpecs(Protocol):
@@ -53,8 +59,9 @@ def config_map_name(name: str) -> str:
 class SpecsInConfigMaps:
     """The implementation of AcceptedSpecs with one ConfigMap a resource."""
 
-    def __init__(self, kube: Kube) -> None:
+    def __init__(self, kube: Kube, seal: SpecSeal | None = None) -> None:
         self._kube = kube
+        self._seal = seal
         self._known: dict[Key, tuple[str, Obj | None, int | None]] = {}
         self._lost: set[Key] = set()
 
@@ -103,7 +110,8 @@ class SpecsInConfigMaps:
             return False  # it has been written meanwhile
         data = {} if found is None or not owned_by(found, frozenset({uid})) else found.get("data") or {}
         number = "" if generation is None else str(generation)
-        if decode(str(data.get(_FIELD, ""))) == spec and data.get(_GENERATION, "") == number:
+        same = decode(str(data.get(_FIELD, ""))) == spec and data.get(_GENERATION, "") == number
+        if same and await self._is_sealed(uid, data):
             self._lost.discard(key)
         else:
             self._lost.add(key)
@@ -116,13 +124,16 @@ class SpecsInConfigMaps:
             "uid": uid_of(resource), "controller": True, "blockOwnerDeletion": True,
         }  # fmt: skip
         labels = {"app.kubernetes.io/managed-by": FIELD_MANAGER, LABEL_COMPONENT: "shared"}
+        data = {_FIELD: encode(spec), **({} if generation is None else {_GENERATION: str(generation)})}
+        if (seal := await self._seal_on(uid_of(resource), data)) is not None:
+            data[_SEAL] = seal
         obj = {
             "apiVersion": CONFIG_MAP.api_version, "kind": CONFIG_MAP.kind,
             "metadata": {
                 "name": config_map_name(meta["name"]), "namespace": meta["namespace"], "labels": labels,
                 "ownerReferences": [owner],
             },
-            "data": {_FIELD: encode(spec), **({} if generation is None else {_GENERATION: str(generation)})},
+            "data": data,
         }  # fmt: skip
         with blaming(spec, obj):
             await kube.apply(obj)
@@ -138,11 +149,22 @@ class SpecsInConfigMaps:
         if found is None or not owned_by(found, frozenset({uid})):
             return None, None
         data = found.get("data") or {}
+        if not await self._is_sealed(uid, data):
+            log.warning("%s/%s: the ConfigMap of the accepted spec was written by somebody else", *key)
+            return None, None
         spec, number = decode(str(data.get(_FIELD, ""))), str(data.get(_GENERATION, ""))
         generation = int(number) if number.isdecimal() else None
         if spec is not None:
             self._known[key] = (uid, spec, generation)
         return spec, generation
+
+    async def _seal_on(self, uid: str, data: Mapping[str, str]) -> str | None:
+        return None if self._seal is None else await self._seal.of(uid, data.get(_FIELD, ""), data.get(_GENERATION, ""))
+
+    async def _is_sealed(self, uid: str, data: Mapping[str, str]) -> bool:
+        """Return whether an operator has written what is kept of a resource."""
+        wanted = await self._seal_on(uid, data)
+        return wanted is None or hmac.compare_digest(wanted.encode(), str(data.get(_SEAL, "")).encode())
 
     def begin(self, resource: Obj) -> None:
         """Note that no spec of a new resource has been accepted yet."""

@@ -88,20 +88,22 @@ class DecisionsRight:
                 async with asyncio.timeout(_DEADLINE_S):
                     found = await self._kube.get(SECRET, self._namespace, self._name)
                     if found is None:
-                        found = await self._kube.create(self._fresh())
+                        found = await self._kube.create(key_secret(self._namespace, self._name))
                 self._key = key_in(found)
             except (KubeError, TimeoutError) as error:
                 log.info("the Secret %s/%s is neither read nor made now: %s", self._namespace, self._name, error)
 
-    def _fresh(self) -> Obj:
-        content = base64.b64encode(secrets.token_hex(32).encode()).decode()
-        return {
-            "apiVersion": SECRET.api_version,
-            "kind": SECRET.kind,
-            "metadata": {"name": self._name, "namespace": self._namespace},
-            "type": "Opaque",
-            "data": {_FIELD: content},
-        }
+
+def key_secret(namespace: str, name: str) -> Obj:
+    """Return a Secret with a new key."""
+    content = base64.b64encode(secrets.token_hex(32).encode()).decode()
+    return {
+        "apiVersion": SECRET.api_version,
+        "kind": SECRET.kind,
+        "metadata": {"name": name, "namespace": namespace},
+        "type": "Opaque",
+        "data": {_FIELD: content},
+    }
 
 
 def _is_own_machine(peer: str | None) -> bool:

@@ -47,6 +47,7 @@ from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, Ref
 from disagg_operator.controller.run_outcomes import RunOutcome, outcome_of
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.scalers.scaler_part import ScalerPart
+from disagg_operator.controller.spec_seal import SpecSeal
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
 from disagg_operator.controller.terms import after_restores, work_in_terms
 from disagg_operator.controller.views import Views
@@ -98,7 +99,8 @@ class Runtime:
         self._epoch_0 = epoch() - clock()
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
-        self._references, self._specs = ReferenceWatch(kube, self._wake, clock), SpecsInConfigMaps(kube)
+        seal = SpecSeal(kube, settings.lease_namespace, settings.lease_name)
+        self._references, self._specs = ReferenceWatch(kube, self._wake, clock), SpecsInConfigMaps(kube, seal)
         self._bearer_of = partial(kids.bearer, kube)
         self._drain_ends = DrainTeller(kube, self.metrics.drain_ended, self.live.note, self._wake)
         self._drainer = Drainer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # The lists that are merged by a key instead of being replaced.
-_KEYED = {
+KEYED = {
     "containers": "name",
     "initContainers": "name",
     "volumes": "name",
@@ -32,17 +32,17 @@ def merge(base: Any, patch: Any, field: str = "") -> Any:
             if value is not None:
                 out[key] = merge(out[key], value, key) if key in out else value
         return out
-    if isinstance(base, list) and isinstance(patch, list) and field in _KEYED:
-        return _merge_keyed(base, patch, _KEYED[field], whole=field in _WHOLE)
+    if isinstance(base, list) and isinstance(patch, list) and field in KEYED:
+        return _merge_keyed(base, patch, KEYED[field], whole=field in _WHOLE)
     return patch
 
 
 def _merge_keyed(base: list[Any], patch: list[Any], key: str, *, whole: bool) -> list[Any]:
     out = list(base)
-    at = {item[key]: i for i, item in enumerate(base) if isinstance(item, dict) and key in item}
+    at = {item[key]: i for i, item in enumerate(base) if isinstance(item, dict) and isinstance(item.get(key), str)}
     for item in patch:
         name = item.get(key) if isinstance(item, dict) else None
-        if name in at:
+        if isinstance(name, str) and name in at:
             out[at[name]] = item if whole else merge(out[at[name]], item)
         else:
             out.append(item)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.desired import names
 from disagg_operator.desired.attachments import network_devices
-from disagg_operator.desired.renderer import CURRENT, LAST_WORDS, RDMA_REPORTS, SIGNAL_AFTER_START, WORKER_REQUESTS
+from disagg_operator.desired.renderer import (
+    CONFINED_SIDECARS,
+    CURRENT,
+    LAST_WORDS,
+    RDMA_REPORTS,
+    SIGNAL_AFTER_START,
+    WORKER_REQUESTS,
+)
 from disagg_operator.vocabulary import Obj, Objs
 
 USER = 65532
@@ -40,6 +47,27 @@ def security(capabilities: list[str] | None = None) -> Obj:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"], **add},
     }
+
+
+def confine_further(spec: Obj, ours: Obj, renderer: int) -> None:
+    """Confine the containers of a merged pod that the operator's own pod (`ours`) does not have."""
+    for kind in ("containers", "initContainers") if renderer >= CONFINED_SIDECARS else ():
+        known = {container["name"] for container in ours.get(kind) or []}
+        if spec.get(kind):
+            spec[kind] = [c if c["name"] in known else _confined(c) for c in spec[kind]]
+
+
+def _confined(container: Obj) -> Obj:
+    """Return a container that may not get more rights, unless it asks for them by name.
+
+    It needs a permission of its namespace for that.
+    """
+    context = container.get("securityContext") or {}
+    capabilities = (context.get("capabilities") or {}) if isinstance(context, dict) else None
+    if not isinstance(capabilities, dict) or context.get("privileged") or capabilities.get("add"):
+        return container
+    dropped = {"capabilities": {"drop": ["ALL"]} | capabilities}
+    return {**container, "securityContext": {"allowPrivilegeEscalation": False} | context | dropped}
 
 
 def user() -> Obj:

@@ -176,7 +176,7 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
     pod |= _pull_secrets(dd) | _near_prefill(dd, role) | parts.device_claims(dd, role)
     if links := attachments.links_of(dd, role, images.renderer):
         template["metadata"]["annotations"] = {attachments.NETWORKS_ANNOTATION: attachments.networks_text(links)}
-    template = _patched(dd, role, template, pool.pod_template)
+    template = _patched(dd, role, template, pool.pod_template, images.renderer)
     parts.hear_the_signal(template, images.renderer)
     revision = revision_of(template)
     template["metadata"]["labels"] = template["metadata"]["labels"] | {LABEL_REVISION: revision}
@@ -192,11 +192,12 @@ def _pull_secrets(dd: DisaggDeployment) -> Obj:
     return {"imagePullSecrets": found} if found else {}
 
 
-def _patched(dd: DisaggDeployment, component: str, template: Obj, patch: PodTemplate | None) -> Obj:
+def _patched(dd: DisaggDeployment, component: str, template: Obj, patch: PodTemplate | None, renderer: int) -> Obj:
     """Return a template with the patch of its resource merged into it."""
     if patch is None:
         return template
     merged: Obj = merge(template, patch.as_patch())
+    parts.confine_further(merged["spec"], template["spec"], renderer)
     # A patch must not change the labels that selectors, disruption budgets and policies rely on.
     merged["metadata"]["labels"] = merged["metadata"]["labels"] | names.labels(dd.metadata.name, component)
     return merged
@@ -265,6 +266,6 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
         **_pull_secrets(dd),
     }
     template: Obj = {"metadata": {"labels": names.labels(dd.metadata.name, "router")}, "spec": pod}
-    template = _patched(dd, "router", template, spec.router.pod_template)
+    template = _patched(dd, "router", template, spec.router.pod_template, images.renderer)
     parts.hear_the_signal(template, images.renderer)
     return template

@@ -41,5 +41,7 @@ MAKERS_LABELS = 2
 SIGNAL_AFTER_START = 2
 # Workers that reach the web do not reach link-local addresses, where clouds have credentials.
 NO_METADATA_SERVICES = 2
+# Containers that a podTemplate adds are confined as the operator's, unless they ask for more.
+CONFINED_SIDECARS = 2
 
 CURRENT = 2

@@ -15,24 +15,49 @@ from disagg_operator.api.namespace_policy import NamespacePolicy, Permission
 from disagg_operator.api.violation import INVALID_SPEC, Violation
 from disagg_operator.desired.pod_parts import AFTER_START
 from disagg_operator.desired.template_numbers import number_problems
+from disagg_operator.desired.template_shapes import shape_problems
 from disagg_operator.vocabulary import Obj, map_in, maps_in
 
 NOT_PERMITTED = "NotPermitted"
 
+# What Kubernetes gives a pod that says nothing.
+_KUBERNETES_GRACE_S = 30
 _METADATA = {"labels", "annotations"}
 _NETWORKS = ("k8s.v1.cni.cncf.io/networks", "v1.multus-cni.io/default-network")
-# They loosen the confinement of containers, or hand them devices, past every field of the pod.
-_ANNOTATION_PREFIXES = (
-    "container.apparmor.security.beta.kubernetes.io/", "container.seccomp.security.alpha.kubernetes.io/",
-    "seccomp.security.alpha.kubernetes.io/", "cdi.k8s.io/",
-)  # fmt: skip
-_ANNOTATION_GROUPS = ("nri.io", "nri.containerd.io")
+# Annotations that runtimes, network plugins and the like obey, past every field of the pod: by the
+# domain or the beginning of their names.
+_OBEYED = {
+    Permission.PRIVILEGED: (
+        "loosens the confinement of the containers",
+        ("nri.io", "nri.containerd.io", "noderesource.dev", "cdi.k8s.io", "crio.io", "cri-o.io"),
+        (
+            "container.apparmor.security.beta.kubernetes.io/", "container.seccomp.security.alpha.kubernetes.io/",
+            "seccomp.security.alpha.kubernetes.io/", "io.kubernetes.cri-o.", "io.kubernetes.cri.", "io.containerd.",
+            "io.katacontainers.", "dev.gvisor.", "run.oci.", "sidecar.istio.io/userVolume",
+        ),
+    ),
+    Permission.HOST_INTERFACES: (
+        "attaches networks",
+        (
+            "k8s.v1.cni.cncf.io", "multus-cni.io", "danm.k8s.io", "danm.io", "networking.gke.io", "k8s.ovn.org",
+            "ovn.kubernetes.io", "cni.projectcalico.org", "spidernet.io",
+        ),
+        (),
+    ),
+    Permission.SERVICE_ACCOUNTS: (
+        "gives the pods other rights",
+        ("iam.amazonaws.com", "iam.cloud.google.com"),
+        (),
+    ),
+}  # fmt: skip
 _POD = {
     "affinity", "containers", "dnsConfig", "dnsPolicy", "enableServiceLinks", "hostAliases", "hostUsers",
     "imagePullSecrets", "initContainers", "nodeSelector", "os", "preemptionPolicy", "priorityClassName",
     "readinessGates", "resourceClaims", "resources", "runtimeClassName", "schedulerName", "schedulingGates",
     "securityContext", "terminationGracePeriodSeconds", "tolerations", "topologySpreadConstraints", "volumes",
 }  # fmt: skip
+# The classes of what a cluster itself runs on.
+_SYSTEM = "system-"
 _HOST_NAMESPACES = {"hostNetwork", "hostPID", "hostIPC"}
 _ACCOUNT = {"serviceAccountName", "serviceAccount", "automountServiceAccountToken"}
 _CONTAINER = {
@@ -56,6 +81,9 @@ _VOLUMES = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected",
     "secret",
 }  # fmt: skip
+# Of a projected volume. The others are credentials of the pod's account.
+_SOURCES = {"clusterTrustBundle", "configMap", "downwardAPI", "secret"}
+_CREDENTIALS = {"podCertificate", "serviceAccountToken"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +103,9 @@ class TemplateOwner:
 
 def template_violations(patch: Obj, path: str, owner: TemplateOwner, policy: NamespacePolicy) -> Iterator[Violation]:
     """Yield what a podTemplate must not set. `path` is that of the podTemplate in the resource."""
+    for part in ("metadata", "spec"):
+        for place, words in shape_problems(owner.template[part], patch.get(part), f"{path}.{part}"):
+            yield Violation(place, words)
     rules = _Rules(path, owner, policy)
     yield from rules.metadata(patch.get("metadata") or {})
     yield from rules.pod(patch.get("spec") or {})
@@ -103,15 +134,16 @@ class _Rules:
             yield from self._annotation(name, f"{path}.annotations[{name}]")
 
     def _annotation(self, name: str, path: str) -> Iterator[Violation]:
-        if name in _NETWORKS:
-            words = "would replace the network of the KV cache" if self._owner.has_network else "attaches networks"
-            if self._owner.has_network:
-                yield Violation(path, f"{words}: use spec.kvTransfer.network")
-            else:
-                yield from self._needs(Permission.HOST_INTERFACES, path, f"{words}: use spec.kvTransfer.network")
-        group = name.partition("/")[0]
-        if name.startswith(_ANNOTATION_PREFIXES) or group.endswith(_ANNOTATION_GROUPS):
-            yield from self._needs(Permission.PRIVILEGED, path, "loosens the confinement of the containers")
+        if not self._policy.allows_annotation(name):
+            yield Violation(path, "is none of the annotations that this namespace may set", NOT_PERMITTED)
+        advice = ": use spec.kvTransfer.network" if name in _NETWORKS else ""
+        if advice and self._owner.has_network:
+            yield Violation(path, f"would replace the network of the KV cache{advice}")
+            return
+        domain = name.partition("/")[0]
+        for permission, (words, domains, beginnings) in _OBEYED.items():
+            if f".{domain}".endswith(tuple(f".{d}" for d in domains)) or name.startswith(beginnings):
+                yield from self._needs(permission, path, f"{words}{advice}")
 
     def pod(self, pod: Obj) -> Iterator[Violation]:
         path = f"{self._path}.spec"
@@ -127,8 +159,12 @@ class _Rules:
             if given is None or any(other["name"] == claim["name"] for other in _named(given)):
                 where = f"{path}.resourceClaims[{claim['name']}]"
                 yield from self._owned(where, "is the claim of the operator; use deviceClaim")
+        if str(pod.get("priorityClassName")).startswith(_SYSTEM):
+            words = "evicts the pods of everybody else"
+            yield from self._needs(Permission.PRIVILEGED, f"{path}.priorityClassName", words)
         yield from self._unlisted(pod, _POD | _HOST_NAMESPACES | _ACCOUNT, path)
-        yield from self._grace(pod.get("terminationGracePeriodSeconds"), f"{path}.terminationGracePeriodSeconds")
+        if "terminationGracePeriodSeconds" in pod:
+            yield from self._grace(pod["terminationGracePeriodSeconds"], f"{path}.terminationGracePeriodSeconds")
         yield from self._security(pod.get("securityContext", {}), _POD_SECURITY, f"{path}.securityContext")
         for volume in _named(pod.get("volumes")):
             yield from self._volume(volume, f"{path}.volumes[{volume['name']}]")
@@ -144,6 +180,8 @@ class _Rules:
 
     def _grace(self, seconds: Any, path: str) -> Iterator[Violation]:
         needed = self._owner.grace_s
+        if seconds is None:
+            seconds = _KUBERNETES_GRACE_S
         if isinstance(seconds, int) and not isinstance(seconds, bool) and seconds < needed:
             yield Violation(
                 path, f"{seconds} s are less than drain.timeoutSeconds, {needed} s: requests would be cut off"
@@ -165,6 +203,12 @@ class _Rules:
             yield from self._needs(Permission.HOST_PATH, f"{path}.hostPath", "opens files of the node")
         listed = dict.fromkeys(sources - {"hostPath"}, True)
         yield from self._unlisted(listed, _VOLUMES, path)
+        for index, source in enumerate(maps_in(map_in(volume.get("projected")).get("sources"))):
+            here = f"{path}.projected.sources[{index}]"
+            for name in sorted(_CREDENTIALS & source.keys()):
+                if source[name] is not None:
+                    yield from self._needs(Permission.SERVICE_ACCOUNTS, f"{here}.{name}", "gives the pods other rights")
+            yield from self._unlisted(source, _SOURCES | _CREDENTIALS, here)
         ours: Obj = next((v for v in self._base.get("volumes") or [] if v["name"] == volume["name"]), {})
         if ours and "emptyDir" not in ours:
             yield from self._owned(path, "is a volume of the operator")
@@ -203,28 +247,39 @@ class _Rules:
         mounts = {m["mountPath"]: m["name"] for m in base.get("volumeMounts") or []}
         for mount in maps_in(container.get("volumeMounts")):
             place = mount.get("mountPath")
-            if place in mounts and mount.get("name") != mounts[place]:
+            if isinstance(place, str) and place in mounts and mount.get("name") != mounts[place]:
                 yield from self._owned(f"{path}.volumeMounts[{place}]", "is a folder of the operator")
+        for name in sorted({"ports", "volumeMounts"} & container.keys()):
+            if container[name] is None and base.get(name):
+                yield from self._owned(f"{path}.{name}", "would be removed, and is set by the operator")
         ports = {p["name"] for p in base.get("ports") or []}
         for port in _named(container.get("ports")):
             if port["name"] in ports:
                 yield from self._owned(f"{path}.ports[{port['name']}]", "is a port of the operator")
-        for section, amounts in map_in(container.get("resources")).items():
+        if "resources" in container:
+            yield from self._devices(container["resources"], base.get("resources") or {}, f"{path}.resources")
+
+    def _devices(self, given: Any, base: Obj, path: str) -> Iterator[Violation]:
+        """Yield the devices of a container of the operator that are changed, or removed by null."""
+        for section, amounts in base.items():
+            ours = {"*"} if section == "claims" else amounts.keys() & self._owner.devices
+            if ours and (given is None or map_in(given).get(section, ours) is None):
+                where = path if given is None else f"{path}.{section}"
+                yield from self._owned(where, "would be removed, with devices that other fields of the spec ask for")
+        for section, amounts in map_in(given).items():
             for name in sorted(map_in(amounts).keys() & self._owner.devices):
-                yield from self._owned(
-                    f"{path}.resources.{section}[{name}]", "is asked for by another field of the spec"
-                )
+                yield from self._owned(f"{path}.{section}[{name}]", "is asked for by another field of the spec")
 
     def _further_container(self, container: Obj, path: str) -> Iterator[Violation]:
         """Yield what a container beside those of the operator may not do."""
-        keys = {v["name"] for v in self._base.get("volumes") or [] if "secret" in v}
+        keys = [v["name"] for v in self._base.get("volumes") or [] if "secret" in v]
         for mount in maps_in(container.get("volumeMounts")):
             if mount.get("name") in keys:
                 words = "holds a secret of the operator's containers"
                 yield from self._owned(f"{path}.volumeMounts[{mount.get('mountPath')}]", words)
 
-    def _ports(self) -> set[int]:
-        return {p["containerPort"] for c in self._base["containers"] for p in c.get("ports") or []}
+    def _ports(self) -> list[int]:
+        return [p["containerPort"] for c in self._base["containers"] for p in c.get("ports") or []]
 
     def _image(self, image: Any, path: str) -> Iterator[Violation]:
         if isinstance(image, str) and not self._policy.allows_image(image):
@@ -255,7 +310,7 @@ _LOOSENING: dict[str, Callable[[Any], bool]] = {
     "runAsUser": lambda v: v == 0,
     "seccompProfile": lambda v: not isinstance(v, dict) or v.get("type") not in ("RuntimeDefault", "Localhost"),
     "capabilities": lambda v: (
-        not isinstance(v, dict) or bool(v.get("add")) or "ALL" not in (v.get("drop", ["ALL"]) or ())
+        not isinstance(v, dict) or bool(v.get("add")) or "ALL" not in _list(v.get("drop", ["ALL"]))
     ),
 }
 
@@ -265,6 +320,10 @@ def _names_host(handlers: Any) -> bool:
     if not isinstance(handlers, dict):
         return False
     return "host" in handlers or any(_names_host(handler) for handler in handlers.values())
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _named(value: Any) -> list[Obj]:

@@ -134,6 +134,11 @@ def _permissions(n: int, word: str, quantity: str) -> tuple[tuple[Obj, str], ...
         (_beside(securityContext=add), "spec.containers[mesh].securityContext.capabilities"),
         (_beside(ports=[{"name": "p", "containerPort": 1, "hostPort": 1}]), "spec.containers[mesh].ports[p].hostPort"),
         ({"metadata": {"annotations": {"cdi.k8s.io/x": word}}}, "metadata.annotations[cdi.k8s.io/x]"),
+        (_pod(priorityClassName="system-node-critical"), "spec.priorityClassName"),
+        (
+            _pod(volumes=[{"name": word, "projected": {"sources": [{"serviceAccountToken": {"path": word}}]}}]),
+            f"spec.volumes[{word}].projected.sources[0].serviceAccountToken",
+        ),
     )
 
 
@@ -144,6 +149,11 @@ def _owned(n: int, word: str, quantity: str) -> tuple[tuple[Obj, str], ...]:
         (_main(image=word), f"{_MAIN}.image"),
         (_main(command=[word]), f"{_MAIN}.command"),
         (_main(livenessProbe=None), f"{_MAIN}.livenessProbe"),
+        (_main(ports=None), f"{_MAIN}.ports"),
+        (_main(volumeMounts=None), f"{_MAIN}.volumeMounts"),
+        (_main(lifecycle=word), f"{_MAIN}.lifecycle"),
+        (_main(securityContext=[]), f"{_MAIN}.securityContext"),
+        (_pod(terminationGracePeriodSeconds=None), "spec.terminationGracePeriodSeconds"),
         (_main(ports=[{"name": "http", "containerPort": 1}]), f"{_MAIN}.ports[http]"),
         (_pod(terminationGracePeriodSeconds=n % 300), "spec.terminationGracePeriodSeconds"),
         (_pod(volumes=[{"name": "cluster-key", "emptyDir": {}}]), "spec.volumes[cluster-key]"),

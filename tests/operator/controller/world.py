@@ -21,6 +21,7 @@ from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import ReferenceWatch
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
+from disagg_operator.controller.spec_seal import SpecSeal
 from disagg_operator.controller.views import Views
 from disagg_operator.desired import Images
 from disagg_operator.kube.cache import KEPT, Cache
@@ -59,6 +60,10 @@ class World:
         self.clock_s = 0.0
         self.restart()
 
+    def seal(self) -> SpecSeal | None:
+        """Return what seals the accepted specs in a new process."""
+        return None
+
     def restart(self) -> None:
         self.live = LiveTable()
         self.woken: list[Key] = []
@@ -72,7 +77,7 @@ class World:
             kube=self.kube,
             live=self.live,
             recorder=Recorder(self.kube, lambda: self.clock_s, lambda: self.now, lambda: f"id{len(self.kube.events)}"),
-            judge=Judge(SpecsInConfigMaps(self.kube), self.references, self.policy),
+            judge=Judge(SpecsInConfigMaps(self.kube, self.seal()), self.references, self.policy),
             metrics=self.metrics,
             drainer=self.drainer,
             images=self.images,

@@ -12,7 +12,7 @@ from tests.operator.desired.facts import FACTS
 from disagg_operator.api import InvalidResource, parse
 from disagg_operator.desired import Images, render, renderer
 from disagg_operator.desired.local_process import router_process, worker_process
-from disagg_operator.desired.pod_templates import router_template
+from disagg_operator.desired.pod_templates import router_template, worker_template
 from disagg_router.settings import Settings as RouterSettings
 from disagg_router.settings import from_environment as router_settings
 from disagg_worker.settings import Settings as WorkerSettings
@@ -37,6 +37,27 @@ def _main(component: str, **spec: Any) -> Obj:
 
 def _env(component: str, **spec: Any) -> dict[str, str]:
     return {e["name"]: e.get("value", "") for e in _main(component, **spec)["env"]}
+
+
+def _beside(context: Any, kind: str = "containers", version: int = renderer.CURRENT) -> Any:
+    """Return the security context of a container that a podTemplate adds."""
+    side = {"name": "side", "image": "s"} | ({} if context == "none" else {"securityContext": context})
+    resource = parse(good(decode={"podTemplate": {"spec": {kind: [side]}}}))
+    pod = worker_template(resource, "decode", Images(renderer=version))[0]["spec"]
+    return next(c for c in pod[kind] if c["name"] == "side").get("securityContext")
+
+
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+def test_further_containers_are_confined_unless_they_ask_for_more(kind: str) -> None:
+    confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    contexts: tuple[Any, ...] = ("none", None, {}, {"capabilities": None}, {"capabilities": {}})
+    for context in contexts:
+        assert _beside(context, kind) == confined
+    assert _beside({"runAsUser": 7}, kind) == confined | {"runAsUser": 7}
+    asking: tuple[Any, ...] = ({"privileged": True}, {"capabilities": {"add": ["NET_ADMIN"]}})
+    for asked in asking:
+        assert _beside(asked, kind) == asked
+    assert _beside("none", kind, version=1) is None
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

@@ -31,6 +31,27 @@ def container(name: str = "main", **fields: Any) -> dict[str, Any]:
     return {"spec": {"containers": [{"name": name, **fields}]}}
 
 
+def projected(**source: Any) -> dict[str, Any]:
+    return {"spec": {"volumes": [{"name": "v", "projected": {"sources": [source]}}]}}
+
+
+# What something else than the API server obeys, and the permission that it takes.
+ANNOTATIONS = {
+    "io.kubernetes.cri-o.Devices": "Privileged",
+    "cpu-quota.crio.io": "Privileged",
+    "io.katacontainers.config.hypervisor.path": "Privileged",
+    "dev.gvisor.spec.mount.a.source": "Privileged",
+    "devices.noderesource.dev/container.main": "Privileged",
+    "run.oci.seccomp_bpf_data": "Privileged",
+    "sidecar.istio.io/userVolume": "Privileged",
+    "networking.gke.io/interfaces": "HostInterfaces",
+    "danm.k8s.io/interfaces": "HostInterfaces",
+    "cni.projectcalico.org/ipAddrs": "HostInterfaces",
+    "k8s.v1.cni.cncf.io/network-status": "HostInterfaces",
+    "iam.amazonaws.com/role": "ServiceAccounts",
+}
+
+
 def test_generated_edits_are_judged_as_meant() -> None:
     choice = random.Random(1)
     for _ in range(300):
@@ -52,6 +73,16 @@ def test_generated_edits_are_judged_as_meant() -> None:
          "t.metadata.annotations[k8s.v1.cni.cncf.io/networks]", "HostInterfaces"),
         ({"metadata": {"annotations": {"devices.nri.io/x": "n"}}}, "t.metadata.annotations[devices.nri.io/x]",
          "Privileged"),
+        *(({"metadata": {"annotations": {name: "x"}}}, f"t.metadata.annotations[{name}]", permission)
+          for name, permission in ANNOTATIONS.items()),
+        ({"spec": {"priorityClassName": "system-node-critical"}}, "t.spec.priorityClassName", "Privileged"),
+        (projected(serviceAccountToken={"path": "t", "audience": "sts.amazonaws.com"}),
+         "t.spec.volumes[v].projected.sources[0].serviceAccountToken", "ServiceAccounts"),
+        (projected(podCertificate={"signerName": "s"}), "t.spec.volumes[v].projected.sources[0].podCertificate",
+         "ServiceAccounts"),
+        (projected(ofLaterVersion={}), "t.spec.volumes[v].projected.sources[0].ofLaterVersion", "UnlistedFields"),
+        (container(ports=None), "t.spec.containers[main].ports", "OperatorFields"),
+        (container(volumeMounts=None), "t.spec.containers[main].volumeMounts", "OperatorFields"),
         ({"spec": {"hostIPC": True}}, "t.spec.hostIPC", "HostNamespaces"),
         ({"spec": {"serviceAccount": "x"}}, "t.spec.serviceAccount", "ServiceAccounts"),
         ({"spec": {"automountServiceAccountToken": None}}, "t.spec.automountServiceAccountToken", "ServiceAccounts"),
@@ -95,8 +126,9 @@ def test_some_things_can_not_be_granted() -> None:
     assert list(found({"metadata": {"labels": {"disagg.dev/x": "y"}}}, EVERYTHING)) == [
         "t.metadata.labels[disagg.dev/x]"
     ]
-    grace = {"spec": {"terminationGracePeriodSeconds": 299}}
-    assert list(found(grace, EVERYTHING)) == ["t.spec.terminationGracePeriodSeconds"]
+    for seconds in (299, None):  # null leaves 30 s
+        grace = {"spec": {"terminationGracePeriodSeconds": seconds}}
+        assert list(found(grace, EVERYTHING)) == ["t.spec.terminationGracePeriodSeconds"]
     assert found({"spec": {"terminationGracePeriodSeconds": 300}}) == {}
 
 
@@ -108,6 +140,30 @@ def test_devices_that_other_fields_ask_for_are_not_asked_for_again() -> None:
         "t.spec.containers[main].resources.limits[nvidia.com/gpu]",
         "t.spec.containers[main].resources.limits[rdma/a]",
     ]
+
+
+def test_devices_that_other_fields_ask_for_are_not_removed() -> None:
+    resource = good(
+        decode={"accelerator": {"count": 1}, "deviceClaim": {"templateName": "t", "accelerators": False}},
+        kvTransfer={"network": NETWORK},
+    )
+    for resources, places in (
+        (None, [""]),
+        ({"limits": None}, [".limits"]),
+        ({"requests": None, "claims": None}, [".claims", ".requests"]),
+        ({"limits": {"rdma/a": "1"}}, [".limits[rdma/a]"]),
+        ({"limits": {"cpu": "1"}}, []),
+    ):
+        paths = found(container(resources=resources), resource=resource)
+        assert sorted(paths) == [f"t.spec.containers[main].resources{place}" for place in places]
+    assert found(container(resources=None)) == {}
+
+
+def test_only_listed_annotations_are_set() -> None:
+    policy = NamespacePolicy(annotations=("example.com/*",))
+    template = {"metadata": {"annotations": {"example.com/a": "b", "vault.hashicorp.com/agent-inject": "true"}}}
+    assert found(template) == {}
+    assert found(template, policy) == {"t.metadata.annotations[vault.hashicorp.com/agent-inject]": "NotPermitted"}
 
 
 def test_the_adapter_and_the_engine_belong_to_the_operator_with_all_their_variables() -> None:

@@ -140,15 +140,15 @@ def test_wrong_values_are_refused_by_name(value: str, word: str) -> None:
 
 
 def _is_of_decisions(rule: Obj) -> bool:
-    """Return whether a rule is one of two: to read the key to the decisions, and to make it."""
-    by_name = (["disagg-operator-decisions"], ["get"])
+    """Return whether a rule is one of two: to read the keys of the operator, and to make them."""
+    by_name = (["disagg-operator-decisions", "disagg-operator-seal"], ["get"])
     return rule["resources"] == ["secrets"] and (rule.get("resourceNames", []), rule["verbs"]) in (
         by_name,
         ([], ["create"]),
     )
 
 
-def test_the_key_to_the_decisions_is_in_the_operators_own_namespace() -> None:
+def test_the_keys_of_the_operator_are_in_its_own_namespace() -> None:
     for values in ("scalerOnly=true", "watchNamespaces={ml}"):
         roles = [o for o in _objects("--set", values) for r in o.get("rules", []) if _is_of_decisions(r)]
         assert [(o["kind"], o["metadata"]["name"], o["metadata"]["namespace"]) for o in roles] == [
