@@ -41,5 +41,7 @@ MAKERS_LABELS = 2
 SIGNAL_AFTER_START = 2
 # Workers that reach the web do not reach link-local addresses, where clouds have credentials.
 NO_METADATA_SERVICES = 2
+# No pod may fill the disk of its node.
+BOUNDED_VOLUMES = 2
 
 CURRENT = 2
