@@ -24,7 +24,7 @@ from tests.ports import free_port
 from tests.router.stack import tokens_of
 
 from disagg_operator.kube.pods import DRAIN_UNTIL
-from disagg_operator.kube.resources import POD, annotations_of, name_of
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, POD, annotations_of, name_of
 from disagg_operator.vocabulary import Obj
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow, pytest.mark.long]
@@ -178,8 +178,6 @@ async def test_f16_killed_in_the_rollout_of_what_is_deleted_then_the_next_one_le
 
 async def _finish(cluster: Cluster) -> None:
     """End a deletion in the foreground, as the garbage collector does."""
-    from disagg_operator.kube.resources import DISAGG_DEPLOYMENT
-
     path = DISAGG_DEPLOYMENT.path(cluster.namespace, "chat")
     await cluster.raw("PATCH", path, {"metadata": {"finalizers": None}}, "application/merge-patch+json")
 

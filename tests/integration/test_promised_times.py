@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ async def test_what_a_resource_names_is_seen_within_10_s(
 ) -> None:
     watch, own = Stopwatch(record_property), f"c-{cluster.namespace[-8:]}"
     await cluster.attach_network("other")
-    places = {
+    places: dict[str, tuple[str, Obj, Obj]] = {
         "secret": (SECRET.path(cluster.namespace), _keys(own), {"stringData": {"keys": "sk-0123456789abcdef"}}),
         "claim": (PERSISTENT_VOLUME_CLAIM.path(cluster.namespace), {"model": {"uri": f"pvc://{own}/m"}}, _CLAIM),
         "network": (
@@ -251,12 +252,12 @@ async def test_what_a_resource_names_is_seen_within_10_s(
         "runtime-class": (_RUNTIMES, _pod(runtimeClassName=own), {"handler": "runc"}),
     }  # fmt: skip
     async with operator(server, tmp_path, cluster.namespace, **RESTING):
-        for name, (path, spec, content_) in places.items():
+        for name, (path, spec, more) in places.items():
             reason = "NetworkAttachmentMissing" if name == "network" else "ReferenceMissing"
             await cluster.apply_resource(name, **spec)
             await told(cluster, name, "Accepted", reason, NEVER_S)
             with watch.within(SEEN_S, f"a {name.replace('-', ' ')} comes"):
-                await cluster.raw("POST", path, {"metadata": {"name": own}, **content_}, _JSON)
+                await cluster.raw("POST", path, {"metadata": {"name": own}, **more}, _JSON)
                 await told(cluster, name, "Accepted", "Valid", NEVER_S)
             with watch.within(SEEN_S, f"a {name.replace('-', ' ')} goes"):
                 await cluster.kube._call("DELETE", f"{path}/{own}")
@@ -273,21 +274,19 @@ async def test_own_objects_are_back_within_5_s(
     async with operator(server, tmp_path, cluster.namespace, **RESTING):
         await cluster.apply_resource(kvTransfer={"network": {"attachment": attachment}})
         await told(cluster, "chat", "Accepted", "Valid", NEVER_S)
-        before = {kind: await eventually(f"a {kind.kind}", lambda kind=kind: one_of(cluster, kind)) for kind in EDITS}
+        before = {kind: await eventually(f"a {kind.kind}", partial(one_of, cluster, kind)) for kind in EDITS}
         in_turn = (resources.SECRET, resources.CONFIG_MAP, resources.NETWORK_ATTACHMENT)
         for kind, obj in before.items():
             limit_s = READ_IN_TURN_S if kind in in_turn else REPAIRED_S
             with watch.within(limit_s, f"{kind.kind} is deleted"):
                 await cluster.kube.delete(await _now(cluster, kind, obj))
-                await eventually(f"{kind.kind} is back", lambda k=kind, o=obj: _back(cluster, k, o), NEVER_S)
+                await eventually(f"{kind.kind} is back", partial(_back, cluster, kind, obj), NEVER_S)
             if (change := EDITS[kind]) is None:
                 continue
             wanted = content(await _now(cluster, kind, obj))
             with watch.within(limit_s, f"{kind.kind} is edited"):
                 await cluster.raw("PATCH", kind.path(cluster.namespace, name_of(obj)), change, _MERGE)
-                await eventually(
-                    f"{kind.kind} is restored", lambda k=kind, o=obj, w=wanted: _is(cluster, k, o, w), NEVER_S
-                )
+                await eventually(f"{kind.kind} is restored", partial(_is, cluster, kind, obj, wanted), NEVER_S)
     watch.check()
 
 
