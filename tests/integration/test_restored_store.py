@@ -18,7 +18,7 @@ from tests.integration.operator_process import Cluster, Operator, client, eventu
 from tests.integration.test_crd_faults import install, works
 from tests.integration.test_leader_election import edit, leading, shown, shows
 
-from disagg_operator.kube.resources import labels_of
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, labels_of
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow, pytest.mark.long]
@@ -99,7 +99,7 @@ async def test_after_a_restore_of_etcd_the_operator_carries_out_what_the_backup_
             await resting(running)
             assert await names_of(cluster) == {"chat", "late"}
             await bring_back(machine, store)
-            assert not await shows(cluster, "chat", "two")
+            assert await cluster.kube.get(DISAGG_DEPLOYMENT, "default", "late") is None
             for name in ("chat", "old"):
                 await eventually(f"{name} is as declared", partial(shows, cluster, name, "two"), NOTICED_S)
             assert "the data are those of a backup" in running.log.read_text()
