@@ -1,6 +1,4 @@
-"""F16: operators that are killed at their writes while workers drain, before a deletion, and on the
-way to zero and back.
-"""
+"""F16: operators that are killed at their writes while workers drain and before a deletion."""
 
 from __future__ import annotations
 
@@ -9,9 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
-from tests.fakes.token_worker import expected_text
 from tests.integration.cluster_state import collect_garbage, delete_pods, delete_resource, objects, rests
 from tests.integration.edited_resource import QUICK, edit, shown
 from tests.integration.faulty_api import Asked, FaultyApi
@@ -19,13 +15,10 @@ from tests.integration.killed_operators import killed_at_writes
 from tests.integration.kubelets import Kubelets
 from tests.integration.operator_process import Cluster, Operator, Pods, eventually, operator
 from tests.integration.test_kill_faults import TWO, complete
-from tests.integration.test_scale_to_zero import ADDRESS, MODEL, ServingKubelets, sizes
 from tests.ports import free_port
-from tests.router.stack import tokens_of
 
 from disagg_operator.kube.pods import DRAIN_UNTIL
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, POD, annotations_of, name_of
-from disagg_operator.vocabulary import Obj
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow, pytest.mark.long]
 
@@ -180,38 +173,3 @@ async def _finish(cluster: Cluster) -> None:
     """End a deletion in the foreground, as the garbage collector does."""
     path = DISAGG_DEPLOYMENT.path(cluster.namespace, "chat")
     await cluster.raw("PATCH", path, {"metadata": {"finalizers": None}}, "application/merge-patch+json")
-
-
-async def test_f16_killed_on_the_way_to_zero_and_back_both_pools_go_and_come(
-    cluster: Cluster, api: FaultyApi, tmp_path: Path
-) -> None:
-    kubelets, port = ServingKubelets(cluster, tmp_path), free_port()
-    spec: Obj = {
-        "decode": {"autoscaling": {"minReplicas": 2, "maxReplicas": 4}},
-        "scaling": {"scaleToZero": {"idleSeconds": 5, "holdSeconds": 600}},
-    }
-
-    async def is_at(wanted: list[tuple[int, int]]) -> bool:
-        return await sizes(cluster) == wanted
-
-    async with contextlib.AsyncExitStack() as stack:
-        async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as running:
-            await cluster.apply_resource(**spec)
-            await eventually("both pools are there", lambda: is_at([(1, 1), (2, 2)]))
-            assert await running.stop() == 0
-        await stack.enter_async_context(kubelets.running(port))
-        zero = [(0, 0), (0, 0)]
-        assert await killed_at_writes(api, cluster, tmp_path, 1, carried_out=True, done=lambda: is_at(zero)) > 2
-        assert await is_at(zero)
-        http = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=f"http://{ADDRESS}:{port}", trust_env=False, timeout=600)
-        )
-        body = {"model": MODEL, "prompt": "hello", "max_tokens": 8, "seed": 5}
-        asked = asyncio.create_task(http.post("/v1/completions", json=body))
-
-        async def answered() -> bool:
-            return asked.done()
-
-        assert await killed_at_writes(api, cluster, tmp_path, 1, carried_out=True, done=answered) > 2
-        answer = await asked
-        assert answer.json()["choices"][0]["text"] == expected_text(5, tokens_of("hello"), 8)
