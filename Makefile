@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-foresight bench-ablation bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-liveness test-tracing test-engines test-faults test-rollouts test-fabric test-scaler
+.PHONY: bench-foresight bench-ablation bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-liveness test-tracing test-engines test-faults test-times test-rollouts test-fabric test-scaler
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -61,8 +61,14 @@ test-engines: setup ## the adapter on real vLLM engines of two versions (install
 
 test-faults: setup programs ## faults of the control plane at a real API server, also those that take minutes
 	@status=0; $(PY) -m pytest -q --timeout 1800 -m apiserver tests/integration/test_api_faults.py tests/integration/test_kill_faults.py tests/integration/test_resource_faults.py \
-	    tests/integration/test_crd_faults.py tests/integration/test_clock_faults.py tests/integration/test_prometheus_faults.py --junitxml .cache/faults.xml || status=$$?; \
+	    tests/integration/test_crd_faults.py tests/integration/test_clock_faults.py tests/integration/test_prometheus_faults.py \
+	    tests/integration/test_kill_drains.py tests/integration/test_restored_store.py --junitxml .cache/faults.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/faults.xml benchmarks/results/faults.md "Faults of the control plane" "make test-faults"; \
+	  exit $$status
+
+test-times: setup programs ## how soon refusals and failures are told, what comes is seen, and a dead leader is replaced (ten minutes, on an idle machine)
+	@status=0; $(PY) -m pytest -q --timeout 1800 -m apiserver tests/integration/test_promised_times.py -o junit_family=xunit1 --junitxml .cache/times.xml || status=$$?; \
+	  $(PY) scripts/long_form.py .cache/times.xml benchmarks/results/times.md "What the operator does in time" "make test-times"; \
 	  exit $$status
 
 test-rollouts: setup cluster ## rollouts, canaries, drains, zero, deletion and the upgrade of 0.1.0, on a real kubelet under load (half an hour)

@@ -193,6 +193,32 @@ class Machine:
             _stop(self._process)
 
 
+class Store:
+    """The process of etcd, whose data a test may put aside, and bring back as a backup.
+
+    It is stopped for that: its folder is then all that there is.
+    """
+
+    def __init__(self, folder: Path, client: int, peer: int) -> None:
+        self._folder = folder
+        self._command = _etcd(folder, client, peer)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = _run(self._folder, "etcd", self._command)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            _stop(self._process)
+
+    def back_up(self) -> None:
+        shutil.copytree(self._folder / "etcd", self._folder / "backup")
+
+    def restore(self) -> None:
+        shutil.rmtree(self._folder / "etcd")
+        shutil.copytree(self._folder / "backup", self._folder / "etcd")
+
+
 def _run(folder: Path, name: str, command: list[str]) -> subprocess.Popen[bytes]:
     env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     with open(folder / f"{name}.log", "ab") as log:
@@ -200,17 +226,25 @@ def _run(folder: Path, name: str, command: list[str]) -> subprocess.Popen[bytes]
 
 
 @contextlib.contextmanager
-def mortal_api_server(folder: Path) -> Iterator[tuple[ApiServer, Machine]]:
+def restorable_api_server(folder: Path) -> Iterator[tuple[ApiServer, Machine, Store]]:
     """Run etcd and kube-apiserver in `folder`; both are gone afterwards."""
     port, client, peer = free_port(), free_port(), free_port()
     kubeconfig = _write_files(folder, port)
-    machine = Machine(folder, port, client)
+    machine, store = Machine(folder, port, client), Store(folder, client, peer)
     with contextlib.ExitStack() as stack:
-        stack.callback(_stop, _run(folder, "etcd", _etcd(folder, client, peer)))
+        stack.callback(store.stop)
+        store.start()
         stack.callback(machine.stop)
         machine.start()
         audit_log, limited = folder / "audit.log", folder / "limited.kubeconfig"
-        yield ApiServer(f"https://127.0.0.1:{port}", kubeconfig, limited, audit_log), machine
+        yield ApiServer(f"https://127.0.0.1:{port}", kubeconfig, limited, audit_log), machine, store
+
+
+@contextlib.contextmanager
+def mortal_api_server(folder: Path) -> Iterator[tuple[ApiServer, Machine]]:
+    """Run etcd and kube-apiserver in `folder`; both are gone afterwards."""
+    with restorable_api_server(folder) as (running, machine, _):
+        yield running, machine
 
 
 @contextlib.contextmanager

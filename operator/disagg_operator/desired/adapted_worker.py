@@ -19,6 +19,7 @@ from disagg_operator.desired import model_places as places
 from disagg_operator.desired import pod_parts as parts
 from disagg_operator.desired.environment import adapter_environment
 from disagg_operator.desired.facts import Images
+from disagg_operator.desired.scratch_space import cache_volume, tmp_volume
 from disagg_operator.engines.contract import EngineProcess
 from disagg_operator.engines.launch import LAUNCH, MESSAGE_FILE, PREPARE
 from disagg_operator.engines.surroundings import CACHE_MOUNT, TMP_MOUNT
@@ -47,7 +48,7 @@ def adapted_pod(dd: DisaggDeployment, role: str, process: EngineProcess, images:
         "securityContext": context,
         **({"initContainers": first} if first else {}),
         "containers": [_engine(dd, role, process, images), _adapter(dd, role, process, images)],
-        "volumes": _volumes(dd, process),
+        "volumes": _volumes(dd, role, process),
     }
 
 
@@ -239,12 +240,12 @@ def _model_files(dd: DisaggDeployment) -> tuple[str, Obj]:
     return places.place_of(dd, dd.spec.model.uri), places.claim_mounts(dd)[0]
 
 
-def _volumes(dd: DisaggDeployment, process: EngineProcess) -> Objs:
+def _volumes(dd: DisaggDeployment, role: str, process: EngineProcess) -> Objs:
     out: Objs = [
         parts.key_volume(dd),
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "adapter-tmp", "emptyDir": {}},
-        {"name": "cache", "emptyDir": {}},
+        tmp_volume(),
+        tmp_volume("adapter-tmp"),
+        cache_volume(dd, role),
         # The 64 MiB of a pod's own /dev/shm are too few for the processes of an engine.
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
         *places.claim_volumes(dd),

@@ -21,6 +21,7 @@ from disagg_operator.desired.facts import Images
 from disagg_operator.desired.merge import merge
 from disagg_operator.desired.model_places import MODEL_MOUNT, claim_mounts, claim_volumes
 from disagg_operator.desired.renderer import MAKERS_LABELS, RDMA_REPORTS, ROUTERS_OUTLAST_HOLDS, WORKER_TRANSPORT
+from disagg_operator.desired.scratch_space import cache_volume, tmp_volume
 from disagg_operator.vocabulary import Obj, Objs
 from disagg_wire.environment import RouterVariable, WorkerOption, WorkerVariable
 from disagg_wire.labels import LABEL_REVISION
@@ -140,8 +141,8 @@ def _own_pod(dd: DisaggDeployment, role: str, images: Images) -> Obj:
     """Return the parts of the spec of a bundled worker's pod that depend on its container."""
     volumes: Objs = [
         parts.key_volume(dd),
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "cache", "emptyDir": {}},
+        tmp_volume(renderer=images.renderer),
+        cache_volume(dd, role, images.renderer),
         *claim_volumes(dd),
     ]
     if dd.spec.pool(role).parallelism.tensor > 1:  # for NCCL, because the default /dev/shm of a pod has 64 MiB
@@ -224,7 +225,7 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
         RouterVariable.NAMESPACE: dd.metadata.namespace,
         RouterVariable.DEPLOYMENT: dd.metadata.name,
     }
-    volumes: list[Obj] = [parts.key_volume(dd), {"name": "tmp", "emptyDir": {}}]
+    volumes: list[Obj] = [parts.key_volume(dd), tmp_volume(renderer=images.renderer)]
     mounts: list[Obj] = [
         {"name": "cluster-key", "mountPath": parts.KEY_MOUNT, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 (a mount point inside the pod)

@@ -43,5 +43,7 @@ SIGNAL_AFTER_START = 2
 NO_METADATA_SERVICES = 2
 # Containers that a podTemplate adds are confined as the operator's, unless they ask for more.
 CONFINED_SIDECARS = 2
+# No pod may fill the disk of its node.
+BOUNDED_VOLUMES = 2
 
 CURRENT = 2

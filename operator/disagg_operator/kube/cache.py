@@ -9,6 +9,7 @@ the cache, and so does a reconcile until it finds something to do (controller/vi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -42,6 +43,9 @@ MISSED = (SERVICE, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, N
 KEPT = (*WATCHED, *MISSED)
 _BY_KIND = {resource.kind: resource for resource in KEPT}
 _SHORT = 64
+# The conditions of pods and Deployments whose words status quotes.
+_FAILURES = (("ReplicaFailure", "True"), ("PodScheduled", "False"))
+_REFUSED_POD = re.compile(r'pods "[^"]*"')
 
 
 class Cache:
@@ -226,13 +230,26 @@ def fingerprint(resource: Resource, obj: Obj) -> str:
         common.append(meta.get("ownerReferences"))
     if resource is DEPLOYMENT:
         common.append({k: v for k, v in status.items() if k != "conditions"})
-        common.append([(c.get("type"), c.get("status"), c.get("reason")) for c in status.get("conditions") or []])
+        common.append(_conditions_print(status))
     elif resource is POD:
         common.append([status.get("phase"), status.get("podIP")])
-        common.append([(c.get("type"), c.get("status"), c.get("reason")) for c in status.get("conditions") or []])
+        common.append(_conditions_print(status))
         containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
         common.append([_container_print(c) for c in containers])
     return json.dumps(common, sort_keys=True)
+
+
+def _conditions_print(status: Obj) -> list[Any]:
+    """Return what of the conditions counts: of those that tell of a failure, also the words.
+
+    Each pod that is refused has another name, under which nobody knows it.
+    """
+    out: list[Any] = []
+    for c in status.get("conditions") or []:
+        failed = (c.get("type"), c.get("status")) in _FAILURES
+        words = _REFUSED_POD.sub("pods", str(c.get("message", ""))) if failed else ""
+        out.append((c.get("type"), c.get("status"), c.get("reason"), words))
+    return out
 
 
 def _container_print(container: Obj) -> list[Any]:
@@ -241,7 +258,7 @@ def _container_print(container: Obj) -> list[Any]:
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
     return [
         container.get("name"), container.get("ready"), container.get("restartCount"), waiting.get("reason"),
-        ended.get("reason"), ended.get("exitCode"), ended.get("message"),
+        waiting.get("message"), ended.get("reason"), ended.get("exitCode"), ended.get("message"),
     ]  # fmt: skip
 
 

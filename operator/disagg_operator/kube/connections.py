@@ -6,6 +6,7 @@ client is what most of the operator's time goes into.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlencode
@@ -20,6 +21,8 @@ from disagg_operator.vocabulary import FIELD_MANAGER
 
 _MOST = 16
 _CONNECT_S = 5.0
+# The most that an API server takes. The kernel may allow less.
+_SEND_BUFFER_BYTES = 3 << 20
 
 
 class Unanswered(Exception):
@@ -60,6 +63,18 @@ class _LastMoment(BytesPayload):
         if not self._may_send():
             raise NotSent("it was too late when the connection was there")
         await super().write_with_length(writer, content_length)
+
+
+def _roomy(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket that takes a request at once.
+
+    What the kernel has of a request, it sends. Of a larger one, a process that is stopped in the
+    middle of it would send the rest when it goes on, when nobody asks any more whether it may.
+    """
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    return made
 
 
 class Connections:
@@ -108,7 +123,7 @@ class Connections:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self._context, limit=_MOST),
+                connector=aiohttp.TCPConnector(ssl=self._context, limit=_MOST, socket_factory=_roomy),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": FIELD_MANAGER},
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),

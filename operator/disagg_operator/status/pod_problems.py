@@ -8,6 +8,7 @@ status of the pod.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,6 +26,7 @@ _RDMA_MODE_FIELD = "spec.kvTransfer.network.rdmaMode"
 _LOCKS_MEMORY = "IPC_LOCK"
 IMAGE_PULL, POD_CONFIG, CRASH_LOOP, CONTAINER_EXITED = "ImagePull", "PodConfig", "CrashLoop", "ContainerExited"
 INSUFFICIENT_CAPACITY, PODS_REFUSED = "InsufficientCapacity", "PodsRefused"
+EVICTED = "Evicted"
 # The waiting reasons of a container, grouped by what the user must do about them.
 _WAITING = {
     "ImagePullBackOff": IMAGE_PULL,
@@ -40,7 +42,10 @@ _WAITING = {
 _BACK_OFF = "CrashLoopBackOff"
 _OOM_KILLED = "OOMKilled"
 # Problems that are less specific than others, which are reported first.
-_GENERAL = (CRASH_LOOP, CONTAINER_EXITED, INSUFFICIENT_CAPACITY, PODS_REFUSED)
+_GENERAL = (CRASH_LOOP, CONTAINER_EXITED, INSUFFICIENT_CAPACITY, PODS_REFUSED, EVICTED)
+# What the kubelet says of a pod that wrote too much. A volume of the operator's is made larger by
+# the same field as one of the user's.
+_FULL_VOLUME = re.compile(r'EmptyDir volume "([^"]+)" exceeds')
 _FIRST = (IMAGE_PULL, POD_CONFIG)
 _MAX_KUBELET_CHARS = 512
 # A pod turns unready a moment after the container that made it so has ended.
@@ -104,6 +109,8 @@ def pod_problem(pod: Obj, told: WorkerProblem | None = None, hindered: WorkerPro
     if pod["metadata"].get("deletionTimestamp") or is_ready(pod):
         return None
     who = f"pod {name_of(pod)}"
+    if (pod.get("status") or {}).get("reason") == EVICTED:
+        return _evicted(who, pod)  # how its containers ended is a consequence
     stopped: list[Problem] = []
     past: list[Problem] = []
     for container in _containers(pod):
@@ -139,6 +146,13 @@ def _containers(pod: Obj) -> Iterator[Obj]:
     status = pod.get("status") or {}
     yield from status.get("initContainerStatuses") or []
     yield from status.get("containerStatuses") or []
+
+
+def _evicted(who: str, pod: Obj) -> Problem:
+    message = str((pod.get("status") or {}).get("message", ""))
+    full = _FULL_VOLUME.search(message)
+    field = "" if full is None else f" (spec.{pool_of(pod) or 'router'}.podTemplate.spec.volumes[{full[1]}])"
+    return Problem(EVICTED, f"{who}: {EVICTED}: {cleaned(message, _MAX_KUBELET_CHARS)}{field}")
 
 
 def _waiting(who: str, pod: Obj, container: Obj) -> Problem | None:

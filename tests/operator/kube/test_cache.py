@@ -120,12 +120,36 @@ def test_a_deployment_wakes_by_its_counts_and_the_reasons_of_its_conditions() ->
     assert cache.put(DEPLOYMENT, seen(replicas=2, conditions=progressing("ProgressDeadlineExceeded"))) == {KEY}
 
 
+def test_other_words_of_a_failure_wake_and_another_name_of_a_refused_pod_does_not() -> None:
+    meta = {"name": "d", "namespace": "n", "uid": "d", "labels": {LABEL_DEPLOYMENT: "chat"}}
+
+    def refused(name: str, why: str) -> dict[str, Any]:
+        message = f'pods "{name}" is forbidden: {why}'
+        failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
+        return {"metadata": meta, "status": {"conditions": [failure]}}
+
+    def unscheduled(words: str) -> dict[str, Any]:
+        found = pod()
+        why = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
+        found["status"]["conditions"] = [why]
+        return found
+
+    cache = Cache()
+    assert cache.put(DEPLOYMENT, refused("d-1", "violates PodSecurity")) == {KEY}
+    assert cache.put(DEPLOYMENT, refused("d-2", "violates PodSecurity")) == set()
+    assert cache.put(DEPLOYMENT, refused("d-3", "exceeded quota")) == {KEY}
+    assert cache.put(POD, unscheduled("no GPU")) == {KEY}
+    assert cache.put(POD, unscheduled("no GPU")) == set()
+    assert cache.put(POD, unscheduled("a taint")) == {KEY}
+
+
 def test_a_pod_wakes_its_deployment_when_a_container_waits_or_restarts() -> None:
-    def waiting(reason: str, restarts: int = 0) -> dict[str, Any]:
+    def waiting(reason: str, restarts: int = 0, message: str = "") -> dict[str, Any]:
         found = pod()
         found["status"]["containerStatuses"] = [
-            {"name": "main", "ready": False, "restartCount": restarts, "state": {"waiting": {"reason": reason}}}
-        ]
+            {"name": "main", "ready": False, "restartCount": restarts,
+             "state": {"waiting": {"reason": reason, "message": message}}}
+        ]  # fmt: skip
         return found
 
     cache = Cache()
@@ -134,6 +158,8 @@ def test_a_pod_wakes_its_deployment_when_a_container_waits_or_restarts() -> None
     assert cache.put(POD, waiting("ContainerCreating")) == set()
     assert cache.put(POD, waiting("CrashLoopBackOff")) == {KEY}
     assert cache.put(POD, waiting("CrashLoopBackOff", restarts=1)) == {KEY}
+    assert cache.put(POD, waiting("CreateContainerConfigError", message="no Secret a")) == {KEY}
+    assert cache.put(POD, waiting("CreateContainerConfigError", message="no Secret b")) == {KEY}
 
 
 def test_a_pod_wakes_its_deployment_when_a_container_ends() -> None:

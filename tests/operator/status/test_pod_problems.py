@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from disagg_operator.status.pod_problems import Problem, pod_problem, refused, worst_of
+from disagg_wire.labels import LABEL_POOL
 from disagg_wire.problems import WorkerProblem
 
 UNKNOWN_VERSION = WorkerProblem("UnknownEngineVersion", "vllm 9.9 is not in the adapter's table")
@@ -154,6 +155,21 @@ def test_the_message_names_the_cause_first_and_ends_with_the_log(found: dict[str
     problem = pod_problem(found)
     assert problem is not None
     assert problem.message == message
+
+
+def test_a_pod_that_wrote_too_much_names_the_field_of_its_volume() -> None:
+    """However its containers have ended; those of a pod that does not start yet come first."""
+    full = pod(container(terminated=ended(IN_USE)))
+    full["metadata"]["labels"] = {LABEL_POOL: "decode"}
+    words = 'Usage of EmptyDir volume "cache" exceeds the limit "96Gi". '
+    full["status"] |= {"phase": "Failed", "reason": "Evicted", "message": words}
+    field = "spec.decode.podTemplate.spec.volumes[cache]"
+    assert pod_problem(full) == Problem("Evicted", f"pod p: Evicted: {words.strip()} ({field})")
+    assert worst_of([full, pod(container(**BACK_OFF))], {}) == pod_problem(pod(container(**BACK_OFF)))
+    del full["metadata"]["labels"]
+    assert "(spec.router.podTemplate.spec.volumes[cache])" in (pod_problem(full) or Problem("", "")).message
+    full["status"]["message"] = "The node was low on resource: memory."
+    assert (pod_problem(full) or Problem("", "")).message.endswith("memory.")
 
 
 def test_a_pod_without_a_node_is_named_and_one_with_a_node_is_not() -> None:
