@@ -45,7 +45,7 @@ class Adapter(Endpoint):
     """An engine behind the protocol. It must be made on the event loop."""
 
     def __init__(self, settings: Settings, key: bytes, engine: Engine, incarnation: str) -> None:
-        super().__init__(key, settings.role, incarnation)
+        super().__init__(key, settings.role, incarnation, settings.keep_limits)
         self.settings = settings
         self.engine = engine
         self.files: ModelFolder | None = None
@@ -228,7 +228,9 @@ class Adapter(Endpoint):
         identity, files = health.identity, self.files
         answer: dict[str, Any] = {
             "protocol": PROTOCOL_VERSION,
-            "features": sorted(identity.features | {FEATURE_DIGEST, FEATURE_PULSE}) if identity else [],
+            "features": sorted(identity.features | {FEATURE_DIGEST, FEATURE_PULSE} | self.keeps_streams)
+            if identity
+            else [],
             "incarnation": self.incarnation,
             "pod": settings.pod_name,
             "role": self.role,
