@@ -45,6 +45,11 @@ class Account:
         self.streams = False
         """Whether an answer has begun that ends later."""
 
+    @property
+    def has_news(self) -> bool:
+        """Whether something of the answer is on its way to the client that it did not have."""
+        return self.progress is None or self.progress.any_new
+
     def answered(self, status: int) -> None:
         """Count the request by the status of its answer, unless that has only begun."""
         if not self.streams:

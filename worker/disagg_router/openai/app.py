@@ -11,8 +11,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from functools import partial
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,7 +23,7 @@ from starlette.routing import Route
 from disagg_router.admission.asker import Asker
 from disagg_router.admission.quotas import LimitReached, Quota
 from disagg_router.dispatch.dispatcher import ModelReplaced
-from disagg_router.dispatch.resumed import gone
+from disagg_router.dispatch.rest_of_stream import gone
 from disagg_router.errors import ApiError
 from disagg_router.openai import body_errors, outcomes, schema
 from disagg_router.openai.account import Account
@@ -153,8 +152,7 @@ class Api:
         mark = self._resumes.mark(request, asked, quota.key.key)
         tenant = self._tenant(quota.key.key, asked.cache_salt)
         if mark is not None and mark.has is not None:
-            planning = partial(self._planner.plan, asked, size_bytes)
-            return await self._again(request, asked, mark, planning, quota, tenant, account, chat=chat)
+            return await self._again(request, asked, size_bytes, mark, quota, tenant, account, chat=chat)
         asker = Asker(quota.key.priority, share_of(tenant))
         with self._router.work() as work:
             work.callback(outcomes.followed(self._router, generations))
@@ -177,8 +175,7 @@ class Api:
                     self._router.metrics.arrived(len(g.state.prompt))
                 generations[:] = planned
                 if mark is not None:
-                    mark.begin(shown_id, time.time(), planned)
-                    account.progress = Progress(len(planned))
+                    account.progress = mark.begin(shown_id, time.time(), planned)
                 for g in planned:
                     g.trace.queue_s, g.trace.held_s = queue_s + waited_s, held_s + waited_s
                     g.trace.clock.start(arrived_s, g.trace.held_s)
@@ -202,8 +199,8 @@ class Api:
         self,
         request: Request,
         asked: schema.ChatRequest | schema.CompletionRequest,
+        size_bytes: int,
         mark: Mark,
-        planning: Callable[..., Awaitable[list[Generation]]],
         quota: Quota,
         tenant: str,
         account: Account,
@@ -216,7 +213,9 @@ class Api:
             work.callback(lambda: account.over(streamed=True))
             progress = account.progress = Progress(len(mark.names), mark.has or (0,))
             found = await while_connected(request.receive, self._resumes.find(mark, asked.model))
-            account.generations[:] = await planning(found.text, found.model, quota, tenant, time.monotonic())
+            account.generations[:] = await self._planner.plan(
+                asked, size_bytes, found.text, found.model, quota, tenant, time.monotonic()
+            )
             found.resume(self._router, account.generations, asked.n or 1, progress, openings=int(chat))
             try:
                 return await self._served(request, asked, found.shape(asked.model, chat=chat), account, work)
@@ -287,11 +286,11 @@ class Api:
             if usage:
                 yield shape.closing(generations, {"disagg": generations[0].trace_json()} if traced else {})
         except ApiError as error:
-            if not started:
+            if not (started and account.has_news):
                 raise
             yield error.body()
         except Exception:
-            if not started:
+            if not (started and account.has_news):
                 raise
             log.exception("a stream failed")
             yield internal().body()

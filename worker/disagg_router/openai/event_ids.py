@@ -33,6 +33,8 @@ class Progress:
 
     def __init__(self, choices: int, has: Sequence[int] = (0,)) -> None:
         """`has` are the numbers of the last id that the client has got. Raises ApiError."""
+        self.any_new = False
+        """Whether an event was news to the client."""
         self._counts = [0] * choices
         self._closed = self._has_closing = False
         self._has = list(has)
@@ -49,8 +51,11 @@ class Progress:
 
     def take(self, event: Mapping[str, Any]) -> bool:
         """Count an event, and return whether it is news to the client."""
-        if "error" in event:
-            return True
+        is_new = "error" in event or self._count(event)
+        self.any_new = self.any_new or is_new
+        return is_new
+
+    def _count(self, event: Mapping[str, Any]) -> bool:
         choices = event["choices"]
         if not choices and len(self._counts) > 1:
             self._closed = True

@@ -18,7 +18,7 @@ from functools import partial
 import httpx
 from starlette.requests import Request
 
-from disagg_router.dispatch.resumed import Resumed, gone
+from disagg_router.dispatch.rest_of_stream import Resumed, gone
 from disagg_router.errors import ApiError
 from disagg_router.openai.answer_headers import SHOWN_ID
 from disagg_router.openai.answers import AnswerFormat
@@ -54,11 +54,12 @@ class Mark:
     has: tuple[int, ...] | None
     """The last id that the client has got; None if it begins."""
 
-    def begin(self, run: str, began_s: float, generations: Sequence[Generation]) -> None:
-        """Have workers keep the choices."""
+    def begin(self, run: str, began_s: float, generations: Sequence[Generation]) -> Progress:
+        """Have workers keep the choices, and return what the client has of them."""
         shared = {"body": self.body, "run": run, "began_ms": int(1000 * began_s)}
         for name, g in zip(self.names, generations, strict=True):
             g.state.resume = {"name": name, **shared}
+        return Progress(len(generations))
 
 
 @dataclass(frozen=True, slots=True)

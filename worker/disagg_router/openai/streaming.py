@@ -64,18 +64,17 @@ async def news(events: AsyncGenerator[dict[str, Any]], progress: Progress) -> As
 
     Raises ApiError if it says that it has more than there are, unless some were news.
     """
-    any_new = failed = False
+    failed = False
     async with contextlib.aclosing(events):
         async for event in events:
             failed = "error" in event
             if progress.take(event):
-                any_new = True
                 yield event
     if not failed:
         try:
             progress.check_end()
         except ApiError as error:
-            if not any_new:
+            if not progress.any_new:
                 raise
             yield error.body()
 

@@ -41,7 +41,7 @@ def parse_streams(worker: Worker, body: bytes) -> list[KeptStream]:
     """Return what a worker says that it keeps. Raises ValueError."""
     try:
         return [_parsed(worker, entry) for entry in json.loads(body)["streams"]]
-    except (KeyError, TypeError, RecursionError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{worker.pod} garbles what it keeps: {error}") from None
 
 
