@@ -22,7 +22,7 @@ from disagg_router import settings
 from disagg_router.main import server_of
 from disagg_router.router import Router
 
-TEXT: dict[str, Any] = {"model": MODEL, "prompt": "hello", "max_tokens": 9, "seed": 5, "stream": True}
+TEXT: dict[str, Any] = {"model": MODEL, "prompt": "hello", "max_tokens": 6, "seed": 5, "stream": True}
 CHAT: dict[str, Any] = {k: v for k, v in TEXT.items() if k != "prompt"} | {
     "messages": [{"role": "user", "content": "hello"}]
 }
@@ -240,14 +240,14 @@ async def test_what_nobody_needs_is_not_made_further(tmp_path: Path) -> None:
     """A stop string ends the answer, though not for the worker; a client that has got nothing
     begins anew.
     """
-    p, d = KeepingWorker("p", "prefill"), KeepingWorker("d", "decode")
+    p, d = (KeepingWorker(n, r, KeepLimits(unread_s=1000)) for n, r in (("p", "prefill"), ("d", "decode")))
     async with Stack(tmp_path, p, d) as stack:
         text = "".join(
             json.loads(e[e.index("{") :])["choices"][0]["text"]
             for e in events((await ask(stack.http, "completions", TEXT, "a")).text)[:-1]
         )
         d.token_interval_s = 0.005
-        body = TEXT | {"max_tokens": 400, "stop": text[4:6]}
+        body = TEXT | {"max_tokens": 400, "stop": text[3:5]}
         stopped = events((await ask(stack.http, "completions", body, "b")).text)
         await stack.until(lambda: d.running == p.running == 0)
         assert events((await ask(stack.http, "completions", body, "b", "2")).text) == stopped[2:]
@@ -298,7 +298,7 @@ async def test_a_resumed_stream_is_counted_once(tmp_path: Path) -> None:
         await ask(stack.http, "completions", TEXT, "b", "2")
         await stack.until(lambda: stack.router.active == 0)
         assert await stack.metric('disagg_router_generations_total{outcome="completed"}') == 1
-        assert await stack.metric("disagg_router_generated_tokens_total") == 9
+        assert await stack.metric("disagg_router_generated_tokens_total") == 6
         assert await stack.metric('disagg_router_requests_total{code="200",endpoint="completions"}') == 2
         assert await stack.metric('disagg_router_requests_total{code="410",endpoint="completions"}') == 1
         assert await stack.metric('disagg_router_resumes_total{outcome="resumed"}') == 1

@@ -77,7 +77,14 @@ async def test_info_says_who_it_is_and_what_it_can_take(tiny: Path) -> None:
         assert info["kv"].pop("blocks_free") == blocks == (64 << 20) // (16 * info["kv"]["bytes_per_token"])
         assert info == {
             "protocol": 1,
-            "features": ["first_token_within_s", "digest", "prefill_incarnation", "local_up_to_tokens", "pulse", "resume"],
+            "features": [
+                "first_token_within_s",
+                "digest",
+                "prefill_incarnation",
+                "local_up_to_tokens",
+                "pulse",
+                "resume",
+            ],
             "incarnation": "decode/boot",
             "pod": "chat-decode-abc",
             "role": "decode",
