@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -112,14 +111,6 @@ def unmount_below(folder: Path) -> None:
         run(["umount", "--lazy", point], check=False, timeout_s=20)
 
 
-def _remove_netns() -> None:
-    """Remove the network namespaces of pods, which containerd names cni-…."""
-    folder = Path("/run/netns")
-    for path in folder.glob("cni-*") if folder.is_dir() else ():
-        subprocess.run(["umount", "--lazy", str(path)], capture_output=True, check=False, timeout=20)
-        path.unlink(missing_ok=True)
-
-
 def _attempt(what: str, action: Callable[[], object], failures: list[str]) -> None:
     try:
         action()
@@ -150,7 +141,7 @@ def down(settings: Settings) -> None:
     _attempt("shims", lambda: node.end_shims(settings), failures)
     _attempt("cgroups", node.remove_cgroups, failures)
     _attempt("network", lambda: network.remove(settings), failures)
-    _attempt("network namespaces", _remove_netns, failures)
+    _attempt("network namespaces", network.remove_namespaces, failures)
     _attempt("mounts", lambda: unmount_below(settings.state), failures)
     marker = settings.state / "cni-state"
     if marker.exists() and marker.read_text() == "ours":

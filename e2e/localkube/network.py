@@ -33,6 +33,7 @@ _SYSCTLS = {
 # made for a desktop.
 _AT_LEAST = {"fs/inotify/max_user_instances": 1024, "fs/inotify/max_user_watches": 524288}
 _KUBE_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
+_NAMESPACES = Path("/run/netns")
 
 
 def _system(*argv: str, check: bool = True) -> str:
@@ -87,8 +88,27 @@ table ip {NFT_TABLE} {{
 """
 
 
+def share_namespaces(folder: Path = _NAMESPACES) -> None:
+    """Make the folder of network namespaces a shared mount, as `ip netns add` does.
+
+    If `ip` did so later, its mount would cover those of the pods, which could then not be removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if run(["mountpoint", "-q", str(folder)], check=False, timeout_s=20).returncode != 0:
+        _system("mount", "--bind", str(folder), str(folder))
+        _system("mount", "--make-shared", str(folder))
+
+
+def remove_namespaces(folder: Path = _NAMESPACES) -> None:
+    """Remove the network namespaces of pods, which containerd names cni-…."""
+    for path in folder.glob("cni-*") if folder.is_dir() else ():
+        _system("umount", "--lazy", str(path), check=False)
+        path.unlink(missing_ok=True)
+
+
 def make(settings: Settings) -> None:
     _set_sysctls(settings)
+    share_namespaces()
     _bridge(NODE_BRIDGE, f"{NODE_IP}/24")
     _bridge(POD_BRIDGE, f"{POD_GATEWAY}/24")
     if not link_exists(NIC):

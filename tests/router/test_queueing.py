@@ -9,6 +9,8 @@ import pytest
 from tests.fakes.token_worker import TokenWorker, expected_text
 from tests.router.stack import MODEL, Stack, tokens_of
 
+from disagg_router.admission import waiting_queue
+
 
 def pair() -> tuple[TokenWorker, TokenWorker]:
     return TokenWorker("p0", "prefill"), TokenWorker("d0", "decode")
@@ -72,9 +74,12 @@ async def test_while_all_workers_restart_the_first_request_ever_waits_for_them(t
         assert (await asked).json()["choices"][0]["text"] == expected_text(5, tokens_of("hello"), 8)
 
 
-async def test_a_full_queue_is_429_and_too_long_a_wait_503_both_with_retry_after(tmp_path: Path) -> None:
+async def test_a_full_queue_is_429_and_too_long_a_wait_503_both_with_retry_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prefill, decode = pair()
-    async with Stack(tmp_path, prefill, decode, queue_max_depth=1, queue_max_wait_s=1.5) as stack:
+    monkeypatch.setattr(waiting_queue, "_RETRY_S", 3600.0)  # one that tries leaves its place for that time
+    async with Stack(tmp_path, prefill, decode, queue_max_depth=1, queue_max_wait_s=3.0) as stack:
         decode.slots = 0
         waiting = asyncio.create_task(stack.complete())
         await stack.until(lambda: stack.router.queue.waiting("decode") == 1)

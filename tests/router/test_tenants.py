@@ -14,6 +14,7 @@ import pytest
 from tests.fakes.token_worker import TokenWorker
 from tests.router.stack import MODEL, Stack
 
+from disagg_router.admission import waiting_queue
 from disagg_router.openai import api_keys
 from disagg_wire.tenants import share_of
 
@@ -188,17 +189,22 @@ async def test_a_higher_priority_goes_first(tmp_path: Path) -> None:
         assert served == ["c0", "c1", "c2", "b0", "b1"]
 
 
-async def test_a_key_that_fills_the_queue_shuts_nobody_out(tmp_path: Path) -> None:
+async def test_a_key_that_fills_the_queue_shuts_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prefill, decode = pair()
     options = keys_file(tmp_path, flood={}, quiet={}) | {"queue_max_depth": 4}
     async with Stack(tmp_path, prefill, decode, **options) as stack:
         decode.slots, served = 0, list[str]()
+        # One that tries leaves its place for that time, and finds it taken by nobody's fault.
+        monkeypatch.setattr(waiting_queue, "_RETRY_S", 3600.0)
         tasks = await _lined_up(stack, *(("flood", f"f{i}") for i in range(4)), served=served)
         assert (await ask(stack, "flood")).json()["error"]["code"] == "queue_full"
+        await stack.until(lambda: not any(queue._trying for queue in stack.router.queue._queues.values()))
         quiet = asyncio.create_task(ask(stack, "quiet"))
         await stack.until(lambda: served == ["f3:queue_full"])
         assert stack.router.queue.waiting("decode") == 4
         decode.slots = 1
+        monkeypatch.undo()
+        stack.router.queue.recheck()
         assert (await quiet).status_code == 200
         await asyncio.gather(*tasks)
         assert sorted(served) == ["f0", "f1", "f2", "f3:queue_full"]
