@@ -80,7 +80,8 @@ async def test_only_whoever_has_the_key_may_ask(tiny: Path) -> None:
         for epoch in ("", "-1", "x", "9" * 30):
             assert (await one.http.get(f"{STREAMS_PATH}/{NAME}?run=f0&epoch={epoch}")).status_code == 404
             assert (await one.http.delete(f"{STREAMS_PATH}/{NAME}?run=f0&epoch={epoch}")).status_code == 204
-        for wrong in ({}, {"names": []}, {"names": ["x"]}, {"names": [NAME] * 257}, []):
+        bodies: list[Any] = [{}, {"names": []}, {"names": ["x"]}, {"names": [NAME] * 257}, []]
+        for wrong in bodies:
             assert (await one.http.post(STREAMS_PATH, json=wrong)).status_code == 400
         named = body(prompt(9)) | {"mode": "local", "resume": RESUME | {"run": "/"}}
         assert (await one.refused("decode", named))[0] == 400
