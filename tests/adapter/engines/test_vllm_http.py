@@ -117,8 +117,9 @@ async def test_what_cannot_serve_says_why() -> None:
     nobody = Vllm(EngineHttp("http://127.0.0.1:1"), "m", 20.0)
     with pytest.raises(NotReady, match="does not answer /health"):
         await nobody.identify()
-    with pytest.raises(EngineFault):
+    with pytest.raises(EngineFault) as refused:
         await nobody.read()
+    assert refused.value.is_gone
     await nobody.close()
 
 

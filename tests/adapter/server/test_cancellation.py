@@ -103,6 +103,7 @@ class OneJob:
         self.sent: list[bytes] = []
         self.answers: list[EngineFault | None] = []
         self.adapter.monitor.health.identity = self.engine.identity
+        self.adapter.monitor.look = lambda: _steps(2)  # type: ignore[method-assign]
         self.adapter._engine_changed()
 
     async def start(self) -> Job:

@@ -111,6 +111,45 @@ async def test_an_engine_that_stops_answering_or_garbles_its_metrics_starts_anew
         assert one.served == ["first start", None, "first start"]
 
 
+# Nobody looks of its own accord.
+SLOW = Patience(600.0, 6000.0, 1.0, 5.0)
+
+
+async def test_an_engine_at_whose_port_nobody_listens_is_gone_at_the_first_look() -> None:
+    async with watched(patience=SLOW) as one:
+        await until(lambda: one.serves)
+        await one.monitor.look()
+        assert one.serves
+        one.engine.fault = NotReady("it starts")
+        one.engine.read_fault = EngineFault(codes.INTERNAL, "refused", is_gone=True)
+        await one.monitor.look()
+        assert one.served == ["first start", None]
+        await one.monitor.look()  # which nobody waits for: the watch goes on by itself
+
+
+async def test_a_look_that_is_asked_for_counts_as_any_other_and_is_not_waited_for_long() -> None:
+    async with watched(patience=SLOW) as one:
+        await until(lambda: one.serves)
+        one.engine.fault = NotReady("it starts")
+        one.engine.read_fault = EngineFault(codes.INTERNAL, "busy")
+        await one.monitor.look()
+        assert one.serves
+        await asyncio.gather(one.monitor.look(), one.monitor.look())
+        assert not one.serves
+    async with watched(patience=replace(SLOW, poll_s=0.1, probe_after_s=60.0)) as one:
+        await until(lambda: one.serves)
+        hangs = asyncio.Event()
+
+        async def read() -> Readings:
+            await hangs.wait()
+            return Readings(started="first start")
+
+        one.engine.read = read
+        await one.monitor.look()
+        assert one.serves
+        hangs.set()
+
+
 async def test_one_answer_that_fails_is_forgiven() -> None:
     async with watched() as one:
         await until(lambda: one.serves)

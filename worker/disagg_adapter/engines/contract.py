@@ -15,12 +15,16 @@ NAN = math.nan
 
 
 class EngineFault(Exception):
-    """Raised when a call to the engine fails. `code` is one of disagg_wire.codes."""
+    """Raised when a call to the engine fails. `code` is one of disagg_wire.codes.
 
-    def __init__(self, code: str, message: str, *, retryable: bool = True) -> None:
+    `is_gone` says that nobody listens at the engine's port.
+    """
+
+    def __init__(self, code: str, message: str, *, retryable: bool = True, is_gone: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.retryable = retryable
+        self.is_gone = is_gone
 
 
 class NotReady(Exception):

@@ -118,7 +118,8 @@ def _breaks(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         why = str(error) or type(error).__name__
-        raise EngineFault(codes.INTERNAL, f"the engine does not answer {path}: {why}") from None
+        gone = isinstance(error, ConnectionRefusedError)
+        raise EngineFault(codes.INTERNAL, f"the engine does not answer {path}: {why}", is_gone=gone) from None
 
 
 async def _read(answer: Connection) -> str:

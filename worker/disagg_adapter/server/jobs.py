@@ -85,6 +85,7 @@ class RemoteDecode(Run):
                 ) from None
             await self._take_over(expected, message)
         except EngineFault as fault:
+            await adapter.monitor.look()  # prefill tells the router of it as well
             expected.answer(fault)
             raise
         finally:

@@ -66,6 +66,9 @@ class Monitor:
         self.health = Health()
         self._progress_s = time.monotonic()
         self._marks: tuple[float, ...] = ()
+        self._misses = 0
+        self._look_now = asyncio.Event()
+        self._looked = asyncio.Event()  # at the end of the next look
         self._looks_after_cancel = 0
         self._probed_s = -math.inf
         # The start of the engine that hung, until another one or this one serves.
@@ -82,6 +85,18 @@ class Monitor:
         none.
         """
         self._looks_after_cancel = _LOOKS_AFTER_CANCEL
+
+    async def look(self) -> None:
+        """Look at the engine now, because a request has failed on it; return when that is done.
+
+        So a router that is told of the failure does not ask an engine that is gone once more.
+        """
+        if self.health.identity is None:
+            return
+        self._look_now.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience.poll_s):
+                await self._looked.wait()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -134,24 +149,35 @@ class Monitor:
 
     async def _while_it_serves(self) -> None:
         """Return when the engine does not answer, is another process, or is hung."""
-        misses = 0
-        while True:
-            await asyncio.sleep(self._next_look_s())
-            asked_s = time.monotonic()
+        self._misses = 0
+        while self.health.identity is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._next_look_s()):
+                    await self._look_now.wait()
+            self._look_now.clear()
+            looked, self._looked = self._looked, asyncio.Event()
             try:
-                readings = await self._engine.read()
-            except Exception as error:  # a page that cannot be read is no answer either
-                # An engine that sends tokens lives, however long it takes over its metrics.
-                misses = 0 if self._progress_s > asked_s else misses + 1
-                if misses < _MISSES:
-                    continue
-                return self._lost(f"the engine does not answer: {error}")
-            misses = 0
-            if readings.started != self.health.readings.started:
-                return self._lost("the engine was restarted")
-            self.health.readings, self.health.read_s = readings, asked_s
-            if await self._hangs(readings):
-                return self._lost(self.health.hung, hung=True)
+                await self._look_once()
+            finally:
+                looked.set()
+
+    async def _look_once(self) -> None:
+        asked_s = time.monotonic()
+        try:
+            readings = await self._engine.read()
+        except Exception as error:  # a page that cannot be read is no answer either
+            # An engine that sends tokens lives, however long it takes over its metrics.
+            self._misses = 0 if self._progress_s > asked_s else self._misses + 1
+            if self._misses >= _MISSES or (isinstance(error, EngineFault) and error.is_gone):
+                self._lost(f"the engine does not answer: {error}")
+            return
+        self._misses = 0
+        if readings.started != self.health.readings.started:
+            self._lost("the engine was restarted")
+            return
+        self.health.readings, self.health.read_s = readings, asked_s
+        if await self._hangs(readings):
+            self._lost(self.health.hung, hung=True)
 
     def _next_look_s(self) -> float:
         """Return the time to the next look: the usual one, or less if a probe is due before."""

@@ -157,6 +157,8 @@ class Run(ABC):
                 self._emit(event_json(EndEvent(self._finish_reason)))
         except EngineFault as fault:
             log.info("request %s: %s: %s", self._work.request_id, fault.code, fault)
+            if fault.retryable:
+                await self._adapter.monitor.look()
             self._failed(fault)
             self._emit(error_json(ErrorEvent(fault.code, str(fault), retryable=fault.retryable)))
         except Exception:
