@@ -125,6 +125,7 @@ class TokenWorker:
             event.set()
         self.incarnation = f"{name}/{secrets.token_hex(4)}"
         self.url = ""
+        self.more_routes: list[Route] = []
         self._transfers: dict[str, asyncio.Future[int]] = {}
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -140,6 +141,7 @@ class TokenWorker:
             Route("/internal/v1/decode", self._decode, methods=["POST"]),
             Route("/internal/v1/prefill", self._prefill, methods=["POST"]),
             Route("/fake/transfer", self._transfer, methods=["POST"]),
+            *self.more_routes,
         ]
         # Connections are kept for longer than clients keep them, as real workers do.
         config = uvicorn.Config(

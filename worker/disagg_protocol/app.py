@@ -20,6 +20,8 @@ from disagg_protocol.endpoint import Endpoint, OtherModel, RoleChanging
 from disagg_protocol.errors import InvalidInput, NoCapacity
 from disagg_protocol.event_stream import SERVER_SEND, NdjsonResponse
 from disagg_protocol.requests import Job
+from disagg_protocol.stream_routes import stream_routes
+from disagg_protocol.stream_store import StreamRecord, record_of
 from disagg_protocol.ticket import TicketError, token_hash, verify
 from disagg_wire import codes
 from disagg_wire.protocol import (
@@ -58,14 +60,14 @@ def _check(worker: Endpoint, request: bodies.DecodeRequest | bodies.PrefillReque
         raise bodies.PromptTooLong(f"tokens: {tokens} and at least one more do not fit max_model_len {limit}")
 
 
-async def _start_decode(worker: Endpoint, body: bytes) -> Job:
+async def _start_decode(worker: Endpoint, body: bytes) -> tuple[Job, StreamRecord | None]:
     request = bodies.parse(bodies.DecodeRequest, body)
     due_s = request.due_s(time.monotonic())
     _check(worker, request)
-    return await worker.start_decode(request, due_s)
+    return await worker.start_decode(request, due_s), record_of(request)
 
 
-async def _start_prefill(worker: Endpoint, body: bytes) -> Job:
+async def _start_prefill(worker: Endpoint, body: bytes) -> tuple[Job, StreamRecord | None]:
     request = bodies.parse(bodies.PrefillRequest, body)
     due_s = request.due_s(time.monotonic())
     _check(worker, request)
@@ -80,10 +82,10 @@ async def _start_prefill(worker: Endpoint, body: bytes) -> Job:
             raise TicketError("ticket.token_hash: is for other tokens")
         if ticket.bound and ticket.prefill_incarnation != worker.incarnation:
             raise TicketError("ticket.prefill_incarnation: is for another worker")
-    return await worker.start_prefill(request, ticket, due_s)
+    return await worker.start_prefill(request, ticket, due_s), record_of(request)
 
 
-Start = Callable[[Endpoint, bytes], Awaitable[Job]]
+Start = Callable[[Endpoint, bytes], Awaitable[tuple[Job, StreamRecord | None]]]
 OrderT = TypeVar("OrderT")
 
 
@@ -104,10 +106,10 @@ def _work_endpoint(
         if worker.full:
             return _error(429, codes.NO_CAPACITY, f"{worker.active} requests are here already", retryable=True)
         worker.enter()
-        job = None
+        job = record = None
         try:
             async with pending.read(request.stream()) as body:
-                job = await start(worker, body)
+                job, record = await start(worker, body)
         except bodies.PromptTooLong as error:
             return _error(413, codes.PROMPT_TOO_LONG, str(error))
         except OtherModel:
@@ -128,7 +130,11 @@ def _work_endpoint(
         finally:
             if job is None:
                 worker.leave()
-        return NdjsonResponse(job.lines, worker.keep(job), job.deadline_s)
+        close = worker.keep(job)
+        if record is not None and worker.answers.limits.keep_s > 0:
+            job = worker.answers.keep(job, close, record)
+            close = job.close
+        return NdjsonResponse(job.lines, close, job.deadline_s)
 
     return endpoint
 
@@ -254,6 +260,7 @@ def create_app(worker: Endpoint, more: Sequence[Route] = ()) -> Starlette:
         Route(ROLE_PATH, _role_endpoint(worker, pending), methods=["POST"]),
         Route(DECODE_PATH, _work_endpoint(worker, pending, ("decode", "both"), _start_decode), methods=["POST"]),
         Route(PREFILL_PATH, _work_endpoint(worker, pending, ("prefill", "both"), _start_prefill), methods=["POST"]),
+        *stream_routes(worker, pending),
         *more,
     ]
     app = _App(routes=routes)

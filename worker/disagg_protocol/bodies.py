@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams, Structured
 from disagg_wire import grammar_cost, spent_time
-from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS, MIN_REPETITION_PENALTY
+from disagg_wire.protocol import MAX_CHOICES, MAX_GRAMMAR_CHARS, MAX_TOKENS, MIN_REPETITION_PENALTY
 from disagg_wire.roles import Role
 from disagg_wire.room import Room
 
@@ -22,6 +22,7 @@ Line = dict[str, Any]
 ENDS = ("end", "error")
 ShortText = Annotated[str, Field(max_length=64)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+StreamName = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TokenList = Annotated[list[TokenId], Field(fail_fast=True)]
 
 
@@ -79,6 +80,21 @@ class Sampling(_Strict):
         return SamplingParams(**values)
 
 
+class ResumeBody(_Strict):
+    """The field `resume`: under what name the stream is kept, so that any router can ask for it."""
+
+    name: StreamName
+    """A name that only a router can know: of one client, its request and the choice."""
+    body: StreamName
+    """What two requests have in common that ask for the same."""
+    run: str = Field(min_length=1, max_length=64, pattern=r"^[0-9a-f]+$")
+    """The answer that it is a part of; the same for all of its choices and attempts."""
+    began_ms: int = Field(ge=0, lt=1 << 53)
+    """When the answer was begun, by the clock of its router."""
+    cached_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    """The tokens of the prompt that the first attempt found in its cache, once that is known."""
+
+
 class _WorkRequest(_Strict):
     request_id: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$")
     epoch: int = Field(ge=0, le=1 << 20)
@@ -95,6 +111,8 @@ class _WorkRequest(_Strict):
     """The digest of the weights that it is for, only for workers with the feature of that name."""
     deadline_s: float = Field(gt=0, le=86400)
     """The seconds after which the request is broken off."""
+    resume: ResumeBody | None = None
+    """How its stream is kept, only for workers with the feature of that name."""
     first_token_within_s: float | None = Field(None, ge=-86400, le=86400)
     """The seconds from now to the time by which the first token should be out."""
 
@@ -155,6 +173,12 @@ class DrainRequest(_Strict):
     lease_s: float = Field(30.0, ge=0, le=86400)
 
 
+class StreamsRequest(_Strict):
+    """The body of the question what is kept under some names."""
+
+    names: list[StreamName] = Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)
+
+
 WorkT = TypeVar("WorkT", DecodeRequest, PrefillRequest)
 AnyT = TypeVar("AnyT", bound=_Strict)
 
@@ -188,6 +212,11 @@ def parse_drain(body: bytes) -> DrainRequest:
 def parse_room(body: bytes) -> RoomBody:
     """Parse the room of decode. Raises BadRequest."""
     return _valid(RoomBody, body)
+
+
+def parse_streams(body: bytes) -> StreamsRequest:
+    """Parse the question what is kept under some names. Raises BadRequest."""
+    return _valid(StreamsRequest, body)
 
 
 def parse(kind: type[WorkT], body: bytes) -> WorkT:

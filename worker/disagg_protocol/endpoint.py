@@ -11,10 +11,12 @@ from starlette.requests import Request
 
 from disagg_protocol.bodies import DecodeRequest, PrefillRequest
 from disagg_protocol.departure import Departure
+from disagg_protocol.keep_limits import KeepLimits
+from disagg_protocol.kept_answers import KeptAnswers
 from disagg_protocol.requests import Job, RunningRequests
 from disagg_protocol.ticket import Ticket
 from disagg_wire.cluster_key import bearer_of
-from disagg_wire.protocol import DRAINING, READY, STARTING
+from disagg_wire.protocol import DRAINING, FEATURE_RESUME, READY, STARTING
 from disagg_wire.roles import Role
 from disagg_wire.room import Room
 
@@ -34,8 +36,9 @@ class Endpoint(RunningRequests, ABC):
     notice to leave, and while it changes its role.
     """
 
-    def __init__(self, key: bytes, role: Role, incarnation: str) -> None:
+    def __init__(self, key: bytes, role: Role, incarnation: str, keeps: KeepLimits | None = None) -> None:
         super().__init__()
+        self.answers = KeptAnswers(keeps or KeepLimits())
         self.key = key
         self.role: Role = role
         self.role_epoch = 0
@@ -91,6 +94,11 @@ class Endpoint(RunningRequests, ABC):
     def needed_for_s(self) -> float:
         """The seconds that it should stay for such routers although it has no requests."""
         return self.departure.needed_for_s(time.monotonic()) if self.takes_last_resort else 0.0
+
+    @property
+    def keeps_streams(self) -> frozenset[str]:
+        """The feature of a process whose streams can be resumed."""
+        return frozenset((FEATURE_RESUME,) if self.answers.limits.keep_s > 0 else ())
 
     def role_status(self) -> dict[str, Any]:
         return {

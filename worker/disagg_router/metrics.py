@@ -213,6 +213,12 @@ class Metrics:
         self.given_up = Counter(
             series.ROUTER_GIVEN_UP, "Workers that were given up, with their streams", [series.REASON], registry=r
         )
+        self.resumed = Counter(
+            series.ROUTER_RESUMES, "Requests for the rest of a stream, by what became of them", [series.OUTCOME],
+            registry=r,
+        )  # fmt: skip
+        for outcome in series.RESUME_OUTCOMES:
+            self.resumed.labels(outcome)
         self.limited = Counter(
             series.ROUTER_LIMITED, "Requests over a limit of their API key", [series.LIMIT], registry=r
         )

@@ -18,6 +18,8 @@ TICKET_EXPIRED = "ticket_expired"
 TICKET_REFUSED = "ticket_refused"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 CANCELLED = "cancelled"
+# Nothing is kept under the name.
+UNKNOWN_STREAM = "unknown_stream"
 INTERNAL = "internal"
 # The engine failed on this request, and on none of those that were computed with it.
 REQUEST_FAILED = "request_failed"

@@ -39,6 +39,9 @@ FEATURE_NO_LOCAL_PREFILL = "no_local_prefill"
 FEATURE_EXPERIMENTAL = "experimental_transfer"
 # A worker with this feature sends beats to each router that asks for them.
 FEATURE_PULSE = "pulse"
+# A worker with this feature accepts the field `resume`, and keeps what it makes for such a request
+# for a while, for any router that asks for it.
+FEATURE_RESUME = "resume"
 # What the bundled worker supports.
 FEATURES = (FEATURE_FIRST_TOKEN_WITHIN, FEATURE_DIGEST, FEATURE_PREFILL_INCARNATION, FEATURE_LOCAL_UP_TO, FEATURE_PULSE)
 
@@ -65,6 +68,8 @@ DECODE_PATH = f"{_INTERNAL}/decode"
 HANDOVER_PATH = f"{_INTERNAL}/handover"
 # The header of this call that names the transfer, by its random ID that is in the ticket alone.
 TRANSFER_HEADER = "x-disagg-transfer"
+# What is kept of requests with the field `resume`.
+STREAMS_PATH = f"{_INTERNAL}/streams"
 WORK_PATHS = {"prefill": PREFILL_PATH, "decode": DECODE_PATH}
 
 # The header with which a router asks for `info`: whether the worker may have to take requests after
@@ -86,5 +91,7 @@ DRAINING = "draining"
 # sent.
 MAX_TOKENS = 1 << 20
 MAX_GRAMMAR_CHARS = 65_536
+# The most choices of an answer: 16 prompts with 16 choices each.
+MAX_CHOICES = 256
 # The least repetition penalty. It is a factor of the logits: with far less, they overflow.
 MIN_REPETITION_PENALTY = 0.01

@@ -117,6 +117,7 @@ ROUTER_BREAKER_CHANGES = "disagg_router_breaker_changes_total"
 ROUTER_RETRY_BUDGET = "disagg_router_retry_budget"
 ROUTER_RETRY_WAITS = "disagg_router_retry_waits_total"
 ROUTER_WEAKENED = "disagg_router_weakened_total"
+ROUTER_RESUMES = "disagg_router_resumes_total"
 ROUTER_LIMITED = "disagg_router_limited_requests_total"
 ROUTER_HELD = "disagg_router_held_requests_total"
 ROUTER_STALLED_CLIENTS = "disagg_router_stalled_clients_total"
@@ -216,6 +217,10 @@ AUTOSCALER_NUMBER = "disagg_autoscaler_number"
 AUTOSCALER_LIMITED = "disagg_autoscaler_limited"
 AUTOSCALER_FAILURES = "disagg_autoscaler_failures_total"
 AUTOSCALER_BLIND = "disagg_autoscaler_blind"
+
+# What becomes of requests for the rest of a stream; but for the first, they are codes of refusals.
+RESUMED = "resumed"
+RESUME_OUTCOMES = (RESUMED, "not_resumable", "request_id_reused", "overloaded")
 
 # The series that the autoscaler reads from each router and from each worker.
 READ_OF_ROUTERS = (

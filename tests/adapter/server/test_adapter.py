@@ -59,7 +59,7 @@ async def test_a_serving_adapter_is_a_worker_like_any_other(tmp_path: Path) -> N
     async with running("decode", tmp_path, FakeEngine(readings=readings), kv_interface="net1") as one:
         info = (await one.http.get("/internal/v1/info")).json()
         assert info["state"] == "ready"
-        assert info["features"] == ["adapter", "digest", "first_token_from_decode", "pulse"]
+        assert info["features"] == ["adapter", "digest", "first_token_from_decode", "pulse", "resume"]
         assert (info["model_name"], info["model"]["name"]) == ("tiny", "tiny")
         assert (info["model"]["digest"], info["model"]["revision"]) == ("digest", "")
         assert info["engine"] == {"name": "vllm", "version": "1.2.3"}

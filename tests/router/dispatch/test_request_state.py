@@ -193,3 +193,16 @@ def test_cached_tokens_count_with_the_first_token_of_the_request_alone() -> None
     state.next_attempt()
     state.token(line(1, cached_tokens=3))
     assert state.cached_tokens == 2
+
+
+def test_what_is_kept_is_named_in_each_attempt_and_what_the_first_has_found_in_the_next() -> None:
+    state = make()
+    state.resume = {"name": "n"}
+    assert state.body(1.0)["resume"] == {"name": "n"}
+    state.token({"index": 0, "token": 5, "cached_tokens": 1})
+    assert state.body(1.0)["resume"] == {"name": "n", "cached_tokens": 1}
+    assert state.needs_no_more
+    state.shown = True
+    assert not state.needs_no_more
+    state.over = True
+    assert state.needs_no_more

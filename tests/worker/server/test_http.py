@@ -25,6 +25,8 @@ from disagg_wire import spent_time
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.server.worker import Worker
 
+FIELDS = ["first_token_within_s", "digest", "prefill_incarnation", "local_up_to_tokens", "pulse", "resume"]
+
 PROTECTED = [("GET", "info"), ("GET", "tokenizer"), ("POST", "decode"), ("POST", "prefill")]
 
 
@@ -79,7 +81,7 @@ async def test_info_says_who_it_is_and_what_it_can_take(tiny: Path) -> None:
         assert info["kv"].pop("blocks_free") == blocks == (64 << 20) // (16 * info["kv"]["bytes_per_token"])
         assert info == {
             "protocol": 1,
-            "features": ["first_token_within_s", "digest", "prefill_incarnation", "local_up_to_tokens", "pulse"],
+            "features": FIELDS,
             "incarnation": "decode/boot",
             "pod": "chat-decode-abc",
             "role": "decode",

@@ -45,7 +45,7 @@ class Adapter(Endpoint):
     """An engine behind the protocol. It must be made on the event loop."""
 
     def __init__(self, settings: Settings, key: bytes, engine: Engine, incarnation: str) -> None:
-        super().__init__(key, settings.role, incarnation)
+        super().__init__(key, settings.role, incarnation, settings.keep_limits)
         self.settings = settings
         self.engine = engine
         self.files: ModelFolder | None = None
@@ -228,7 +228,7 @@ class Adapter(Endpoint):
         identity, files = health.identity, self.files
         answer: dict[str, Any] = {
             "protocol": PROTOCOL_VERSION,
-            "features": sorted(identity.features | {FEATURE_DIGEST, FEATURE_PULSE}) if identity else [],
+            "features": self._features(identity),
             "incarnation": self.incarnation,
             "pod": settings.pod_name,
             "role": self.role,
@@ -283,6 +283,10 @@ class Adapter(Endpoint):
         if self.role != PREFILL:
             answer["load"]["room"] = room.to_json()
         return answer
+
+    def _features(self, identity: Identity | None) -> list[str]:
+        own = {FEATURE_DIGEST, FEATURE_PULSE} | self.keeps_streams
+        return [] if identity is None else sorted(identity.features | own)
 
     def _add_fabric(self, answer: dict[str, Any]) -> None:
         """Add what the engine's container finds of the network; it may be why nothing serves."""

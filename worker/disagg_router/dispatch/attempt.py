@@ -114,7 +114,7 @@ class Attempt:
     async def items(self) -> AsyncGenerator[Token | Finished]:
         """Yield the tokens in order, then Finished. Raises NoRoom or AttemptFailed."""
         prefill, decode = self._choice.prefill, self._choice.decode
-        blamed: tuple[str, ...] = ()
+        blamed, stop = tuple[str, ...](), True
         with self._prefilling, self._table.busy(decode, requests=1):
             self._prefilling.enter_context(self._table.busy(prefill, requests=1))
             self._prefilling.enter_context(self._table.busy(prefill or decode, tokens=self._choice.computed_tokens))
@@ -134,9 +134,12 @@ class Attempt:
             except AttemptFailed as failure:
                 blamed = failure.blame
                 raise
+            except (GeneratorExit, asyncio.CancelledError):
+                stop = self._state.needs_no_more
+                raise
             finally:
                 self._table.breaker.release([key for key in self._probed if key not in blamed], self._began_s)
-                await self._legs.close()
+                await self._legs.close(stop=stop)
                 if self._taken:
                     self._room_changed()
                 if self._accepted:
@@ -183,9 +186,7 @@ class Attempt:
         return max(0.0, min(patience_s, self._deadline_s - time.monotonic()))
 
     def _late(self) -> None:
-        """Raise the error with which the request goes elsewhere, if it is better off there: another
-        worker may compute the prompt, or another pair move its KV.
-        """
+        """Raise the error with which the request goes elsewhere, if it is better off there."""
         prefills, now_s = self._stage.prefills, time.monotonic()
         prefill, decode, breaker = self._choice.prefill, self._choice.decode, self._table.breaker
         known = not prefills and any(breaker.is_open(key, now_s) for key in self._legs.blame("pair"))

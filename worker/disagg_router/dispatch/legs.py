@@ -21,6 +21,7 @@ from disagg_wire.protocol import (
     FEATURE_LOCAL_UP_TO,
     FEATURE_PREFILL_INCARNATION,
     FEATURE_PREFILL_TRANSPORTS,
+    FEATURE_RESUME,
 )
 from disagg_wire.room import Room
 
@@ -84,6 +85,7 @@ class Legs:
         self._events: asyncio.Queue[LegTaken | LegLine | LegEnded] = asyncio.Queue(_MAX_EVENTS)
         self._tasks: list[asyncio.Task[None]] = []
         self._running: set[str] = set()
+        self._workers: dict[str, Worker] = {}
 
     def start(self) -> None:
         if self._choice.decode is not None:
@@ -155,6 +157,9 @@ class Legs:
     def _spawn(self, leg: str, worker: Worker, body: Line) -> None:
         # Its address may have become that of a worker with other weights since the last poll.
         body |= {FEATURE_DIGEST: worker.digest} if FEATURE_DIGEST in worker.features else {}
+        if FEATURE_RESUME in body and FEATURE_RESUME not in worker.features:
+            del body[FEATURE_RESUME]
+        self._workers[leg] = worker
         self._running.add(leg)
         self._tasks.append(asyncio.create_task(self._pump(leg, worker, body)))
 
@@ -177,8 +182,15 @@ class Legs:
             log.exception("the %s stream from %s failed", leg, worker.pod)
             await self._events.put(LegEnded(leg, AttemptFailed("internal error", reason=codes.INTERNAL)))
 
-    async def close(self) -> None:
-        """Cancel the legs that still run, so that the workers free what they hold."""
+    async def close(self, *, stop: bool = True) -> None:
+        """Cancel the legs that still run, so that the workers free what they hold.
+
+        Of a stream that can be resumed, workers make some more unless they are told to `stop`.
+        """
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if stop and (resume := self._body.get(FEATURE_RESUME)) is not None:
+            for worker in (self._workers[leg] for leg in self._running):
+                if FEATURE_RESUME in worker.features:
+                    self._client.stop_soon(worker, resume["name"], resume["run"], self._body["epoch"])

@@ -12,7 +12,7 @@ from typing import Any
 
 from disagg_router.admission.asker import NOBODY, Asker
 from disagg_router.workers.worker_info import Identity
-from disagg_wire.protocol import FEATURE_ADAPTER
+from disagg_wire.protocol import FEATURE_ADAPTER, FEATURE_RESUME
 
 # A reference, and an integer.
 _TOKEN_BYTES = 8 + 32
@@ -76,6 +76,12 @@ class RequestState:
     """The number of the attempt, from 0."""
     failures: int = 0
     """The number of attempts that have failed."""
+    resume: Mapping[str, Any] | None = None
+    """How workers keep its stream, as docs/protocol.md has it; None if the client cannot resume
+    it.
+    """
+    over: bool = False
+    """Whether no more tokens are needed, although workers may make more."""
     shown: bool = False
     """Whether the client has got a part of the answer, which other weights must not continue."""
     # How many tokens of the prompt the worker of the first attempt that reported it found in its
@@ -103,13 +109,23 @@ class RequestState:
         """Whether a next attempt continues an output that has to match a format."""
         return bool(self.emitted) and self.sampling.get("structured") is not None
 
+    @property
+    def needs_no_more(self) -> bool:
+        """Whether what workers make is of no use once nobody reads it: also for a client that has
+        got nothing, and may begin anew.
+        """
+        return self.over or not self.shown
+
     def body(self, deadline_s: float) -> dict[str, Any]:
         """Return the body that both legs of this attempt are sent.
 
         Tokens that were emitted by earlier attempts are part of the prompt. Only workers that list
         the adapter are sent its name.
         """
-        named = {FEATURE_ADAPTER: self.identity.adapter} if self.identity.adapter else {}
+        named: dict[str, Any] = {FEATURE_ADAPTER: self.identity.adapter} if self.identity.adapter else {}
+        if self.resume is not None:
+            cached = {"cached_tokens": self.cached_tokens} if self.emitted else {}
+            named[FEATURE_RESUME] = dict(self.resume) | cached
         return named | {
             "request_id": self.request_id,
             "epoch": self.epoch,

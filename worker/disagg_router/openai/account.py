@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from disagg_router.errors import ApiError
 from disagg_router.openai import outcomes, request_spans
+from disagg_router.openai.event_ids import Progress
 from disagg_router.openai.generation import Generation
 from disagg_router.openai.request_spans import RequestRecord
 from disagg_router.router import Router
@@ -42,10 +43,19 @@ class Account:
         self.generations: list[Generation] = []
         self.shown_id = "-"
         """The ID in `x-request-id` of the answer."""
+        self.progress: Progress | None = None
+        """What the client has of a stream that it may resume."""
+        self.resumes = False
+        """Whether an answer goes on that was counted by the router that began it."""
         self.relayed = False
         """Whether another service answers."""
         self.streams = False
         """Whether an answer has begun that ends later."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something of the answer is on its way to the client that it did not have."""
+        return self.progress is None or self.progress.any_new
 
     def answered(self, status: int) -> None:
         """Count the request by the status of its answer, unless that has only begun."""
@@ -58,11 +68,13 @@ class Account:
     def refused(self, error: ApiError) -> None:
         """Count a request for which no choice was even planned, if that is the service's fault."""
         self._code = error.code
-        if not (self.generations or self.relayed) and outcomes.tells_of_service(error.status):
+        if not (self.generations or self.relayed or self.resumes) and outcomes.tells_of_service(error.status):
             self._router.generations.over(outcome_of(error, has_first=False))
 
     def first(self, g: Generation) -> None:
         """Count a first token at once, and not when its answer is over."""
+        if self.resumes:
+            return
         metrics = self._router.metrics
         few = g.trace.reason == series.FEW_MISSING
         metrics.first_token(len(g.state.prompt), g.state.cached_tokens, g.ttft_s, few_missing=few)
@@ -74,22 +86,24 @@ class Account:
         self._code = error.code
         if outcomes.tells_of_service(error.status):
             g.failed, g.error = True, error
-            self._router.metrics.failed(has_first=bool(g.first_s))
+            if not self.resumes:
+                self._router.metrics.failed(has_first=bool(g.first_s))
         else:
             g.refused = True
 
     def over(self, *, streamed: bool) -> None:
         """Count each choice, whatever became of it, and write one log line for it."""
         now_s = time.monotonic()
-        if streamed:
+        if streamed and not self.resumes:
             outcomes.compare(self._router, self.generations, now_s)
         error = next((g.error for g in self.generations if g.error is not None), None)
         refused = any(g.refused for g in self.generations)
         for g in self.generations:
-            self._router.metrics.prompt_tokens.inc(len(g.state.prompt))
-            self._router.metrics.generated_tokens.inc(g.tokens)
-            if not refused or g.first_s:
-                self._settle(g, error, now_s)
+            if not self.resumes:
+                self._router.metrics.prompt_tokens.inc(len(g.state.prompt))
+                self._router.metrics.generated_tokens.inc(g.tokens)
+                if not refused or g.first_s:
+                    self._settle(g, error, now_s)
             if g.first_s:
                 self._log(g)
         if self.streams:

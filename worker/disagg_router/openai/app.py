@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.applications import Starlette
@@ -23,6 +23,7 @@ from starlette.routing import Route
 from disagg_router.admission.asker import Asker
 from disagg_router.admission.quotas import LimitReached, Quota
 from disagg_router.dispatch.dispatcher import ModelReplaced
+from disagg_router.dispatch.rest_of_stream import gone
 from disagg_router.errors import ApiError
 from disagg_router.openai import body_errors, outcomes, schema
 from disagg_router.openai.account import Account
@@ -30,13 +31,16 @@ from disagg_router.openai.answer_headers import SHOWN_ID, TRACE_ID
 from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
 from disagg_router.openai.body import loads
+from disagg_router.openai.event_ids import Progress
 from disagg_router.openai.generation import Generation
 from disagg_router.openai.model_names import ModelNames
 from disagg_router.openai.openapi import OPENAPI_PATH, document
 from disagg_router.openai.planner import Planner
 from disagg_router.openai.pumped_response import PumpedResponse, while_connected
+from disagg_router.openai.refusals import http_refusal, internal, refusal
 from disagg_router.openai.relay import relayed
-from disagg_router.openai.streaming import SseResponse, merge
+from disagg_router.openai.resume import Mark, Resumes, asks_again
+from disagg_router.openai.streaming import SseResponse, merge, news
 from disagg_router.router import Router
 from disagg_router.tracing.trace_context import TRACEPARENT
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
@@ -47,20 +51,6 @@ from disagg_wire.version import VERSION
 log = logging.getLogger(__name__)
 # The longest time that a request of the operator is kept waiting for news.
 _POLL_S = 60.0
-
-
-def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
-    headers = dict(headers or {})
-    # Whoever may succeed later is told when.
-    if error.retry_after_s is not None or error.status in (429, 503):
-        headers["retry-after"] = str(error.retry_after_s or 1)
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return JSONResponse(error.body(), error.status, headers)
-
-
-def _internal() -> ApiError:
-    return ApiError(500, "internal error; see the router's log", code="internal")
 
 
 def _seconds(text: str | None) -> float | None:
@@ -88,6 +78,7 @@ class Api:
         self._planner = Planner(router.settings.max_attempts, router.settings.max_bodies_bytes)
         self._openapi = document(VERSION, keys=self._keys.required)
         self._bearer = router.settings.bearer().encode()
+        self._resumes = Resumes(router)
         self._salt = hmac.digest(self._bearer, b"disagg-tenant-v1", "sha256")
 
     def _authenticate(self, request: Request) -> Quota:
@@ -128,16 +119,16 @@ class Api:
                 running.callback(quota.end)
                 answer = await self._answer(request, kind, quota, account, chat=endpoint == "chat")
             except LimitReached as error:
-                answer, refused = _error(error), error
+                answer, refused = refusal(error), error
                 self._router.metrics.limited.labels(error.limited).inc()
             except ApiError as error:
                 account.refused(error)
-                answer = _error(error)
+                answer = refusal(error)
             except ClientDisconnect:
                 answer = Response(status_code=499)
             except Exception:
                 log.exception("a request failed")
-                answer = _error(_internal())
+                answer = refusal(internal())
             if account.record is not None and not account.relayed:
                 answer.headers[TRACE_ID] = account.record.trace.trace_id.hex()
             if quota is not None:
@@ -154,7 +145,7 @@ class Api:
         announced = request.headers.get("content-length", "")
         async with self._bodies.read(request.stream(), announced) as body:
             upstream = self._router.upstream
-            if upstream is not None and upstream.takes(request.headers):
+            if upstream is not None and not asks_again(request) and upstream.takes(request.headers):
                 account.relayed = True
                 return await relayed(self._router, upstream, request, body, arrived_s)
             asked, size_bytes = schema.parse(kind, loads(body)), len(body)
@@ -162,7 +153,10 @@ class Api:
         shown_id, generations, queue_s, held_s = secrets.token_hex(12), account.generations, 0.0, 0.0
         # Who asks for what does not exist keeps no workers from resting.
         self._names.check(asked.model)
+        mark = self._resumes.mark(request, asked, quota.key.key)
         tenant = self._tenant(quota.key.key, asked.cache_salt)
+        if mark is not None and mark.has is not None:
+            return await self._again(request, asked, size_bytes, mark, quota, tenant, account, chat=chat)
         asker = Asker(quota.key.priority, share_of(tenant))
         with self._router.work() as work:
             work.callback(outcomes.followed(self._router, generations))
@@ -186,6 +180,8 @@ class Api:
                 for g in planned[len(generations) :]:
                     self._router.metrics.arrived(len(g.state.prompt))
                 generations[:] = planned
+                if mark is not None:
+                    account.progress = mark.begin(shown_id, time.time(), planned)
                 for g in planned:
                     g.trace.queue_s, g.trace.held_s = queue_s + waited_s, held_s + waited_s
                     g.trace.clock.start(arrived_s, g.trace.held_s)
@@ -205,6 +201,33 @@ class Api:
                 account.failed(g, replaced)
             raise replaced
 
+    async def _again(
+        self,
+        request: Request,
+        asked: schema.ChatRequest | schema.CompletionRequest,
+        size_bytes: int,
+        mark: Mark,
+        quota: Quota,
+        tenant: str,
+        account: Account,
+        *,
+        chat: bool,
+    ) -> Response:
+        """Return the rest of an answer that another router may have begun. Raises ApiError."""
+        with self._router.work() as work:
+            account.resumes, account.shown_id = True, request.scope.get(SHOWN_ID, "-")
+            work.callback(lambda: account.over(streamed=True))
+            progress = account.progress = Progress(len(mark.names), mark.has or (0,))
+            found = await while_connected(request.receive, self._resumes.find(mark, asked.model))
+            account.generations[:] = await self._planner.plan(
+                asked, size_bytes, found.text, found.model, quota, tenant, time.monotonic()
+            )
+            found.resume(self._router, account.generations, asked.n or 1, progress, openings=int(chat))
+            try:
+                return await self._served(request, asked, found.shape(asked.model, chat=chat), account, work)
+            except ModelReplaced:
+                raise gone() from None
+
     async def _served(
         self,
         request: Request,
@@ -223,17 +246,19 @@ class Api:
             return JSONResponse(answer | ({"disagg": generations[0].trace_json()} if traced else {}))
         usage = traced or (asked.stream_options is not None and asked.stream_options.include_usage)
         events = self._stream(shape, account, usage=usage, traced=traced)
+        if account.progress is not None:
+            events = news(events, account.progress)
         try:
             # Nothing is promised before there is a token: a failure until then is answered with
             # its own status.
-            first = await while_connected(request.receive, anext(events))
+            first = await while_connected(request.receive, anext(events, None))
         except BaseException:
             await events.aclose()
             raise
         account.streams = True
         if account.record is not None:
             account.record.streams = True
-        return SseResponse(first, events, work.pop_all().close)
+        return SseResponse(first, events, work.pop_all().close, account.progress)
 
     async def _whole(self, shape: AnswerFormat, account: Account) -> dict[str, Any]:
         """Return the whole answer."""
@@ -263,20 +288,20 @@ class Api:
                             g.state.shown = True
                         for opening in filter(None, (shape.opening(g.index) for g in generations)):
                             yield opening
-                    if piece.text or (piece.tokens and piece.tokens[0].logprob is not None) or piece.finish_reason:
+                    if piece.text or piece.finish_reason or (piece.tokens and generations[index].shows_each):
                         yield shape.piece(generations[index], piece, shown[index])
                     shown[index] += len(piece.text)
             if usage:
                 yield shape.closing(generations, {"disagg": generations[0].trace_json()} if traced else {})
         except ApiError as error:
-            if not started:
+            if not (started and account.has_news):
                 raise
             yield error.body()
         except Exception:
-            if not started:
+            if not (started and account.has_news):
                 raise
             log.exception("a stream failed")
-            yield _internal().body()
+            yield internal().body()
 
     async def _pieces(self, account: Account, g: Generation) -> AsyncGenerator[Piece]:
         """Yield the pieces of one choice, and count its first token. Raises ApiError."""
@@ -294,7 +319,7 @@ class Api:
         except ModelReplaced:
             raise
         except Exception:
-            account.failed(g, _internal())
+            account.failed(g, internal())
             raise
 
     async def models(self, request: Request) -> Response:
@@ -302,13 +327,13 @@ class Api:
         try:
             self._authenticate(request)
         except ApiError as error:
-            return _error(error)
+            return refusal(error)
         cards = self._names.cards()
         asked = request.path_params.get("name")
         if asked is None:
             return JSONResponse({"object": "list", "data": list(cards.values())})
         if asked not in cards:
-            return _error(
+            return refusal(
                 ApiError(404, f"the model {asked[:256]!r} does not exist", code="model_not_found", param="model")
             )
         return JSONResponse(cards[asked])
@@ -336,7 +361,7 @@ class Api:
         """Return the answer to a call of the operator's that does not show the cluster key."""
         if hmac.compare_digest(_bearer_of(request).encode(), self._bearer):
             return None
-        return _error(ApiError(401, "the bearer token is missing or wrong", code="unauthorized"))
+        return refusal(ApiError(401, "the bearer token is missing or wrong", code="unauthorized"))
 
     async def state(self, request: Request) -> Response:
         return self._refused(request) or JSONResponse(self._router.state())
@@ -357,16 +382,6 @@ class Api:
             return Response(status_code=499)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Answer 404 and 405 in OpenAI's form, too; 405 lists the methods that are allowed."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    said, code = {404: ("no such endpoint", "not_found"), 405: ("not allowed", "method_not_allowed")}.get(
-        status, ("failed", "internal")
-    )
-    headers = error.headers if isinstance(error, HTTPException) else None
-    return _error(ApiError(status, f"{request.method} {request.url.path[:256]}: {said}", code=code), headers)
-
-
 def create_app(router: Router) -> Starlette:
     """Return the router's ASGI application."""
     api = Api(router)
@@ -382,7 +397,7 @@ def create_app(router: Router) -> Starlette:
         Route(STATE_PATH, api.state),
         Route(DEMAND_PATH, api.demand),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _http_error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: http_refusal, Exception: http_refusal})
     # A redirect would lead to the host that the request names, which may be anybody's.
     app.router.redirect_slashes = False
     return app

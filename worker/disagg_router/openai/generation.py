@@ -12,13 +12,13 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from disagg_router.admission.asker import Asker
 from disagg_router.admission.quotas import Quota
 from disagg_router.dispatch.attempt import Finished
 from disagg_router.dispatch.dispatcher import Dispatcher
-from disagg_router.dispatch.request_state import RequestState
+from disagg_router.dispatch.request_state import RequestState, Token
 from disagg_router.dispatch.trace import Trace
 from disagg_router.errors import ApiError
 from disagg_router.openai.answers import Piece
@@ -32,6 +32,13 @@ from disagg_wire.tenants import share_of
 
 # For less, a choice does not wait for another: decode holds whole blocks, and few are soon there.
 _SHARED_FROM_TOKENS = 64
+
+
+class TokenSource(Protocol):
+    """What the tokens of a choice come from."""
+
+    def run(self, state: RequestState, trace: Trace, arrived_s: float) -> AsyncGenerator[Token | Finished]:
+        """Yield the tokens in order, then Finished. Iterating raises ApiError and ModelReplaced."""
 
 
 @dataclass(slots=True)
@@ -83,6 +90,22 @@ class Generation:
     def shares_prompt(self) -> bool:
         return self.leader is not None
 
+    source: TokenSource | None = None
+    """What its tokens come from, if that is not the dispatcher: it goes on with an answer."""
+    free_tokens: int = 0
+    """The number of its first tokens that the API key has had before."""
+    events: int = 0
+    """The number of pieces so far that are events of a stream; counted if it has a source."""
+
+    @property
+    def shows_each(self) -> bool:
+        """Whether each token is an event of a stream, even one without a text."""
+        return self.state.sampling.get("logprobs") is not None
+
+    def has_shown(self, events: int) -> bool:
+        """Return whether there were so many events by now."""
+        return self.events >= events
+
     async def pieces(self, dispatcher: Dispatcher) -> AsyncGenerator[Piece]:
         """Yield the answer as it comes. Raises ApiError.
 
@@ -104,7 +127,8 @@ class Generation:
     async def _pieces(self, dispatcher: Dispatcher) -> AsyncGenerator[Piece]:
         detokenizer, stops = Detokenizer(self.text), StopStrings(self.stops)
         stop_ids = set(self.state.sampling["stop_token_ids"])
-        async with contextlib.aclosing(dispatcher.run(self.state, self.trace, self.started_s)) as events:
+        tokens = (self.source or dispatcher).run(self.state, self.trace, self.started_s)
+        async with contextlib.aclosing(tokens) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     self.ended = True
@@ -114,13 +138,16 @@ class Generation:
                     return
                 self.tokens += 1
                 self._timed(time.monotonic())
-                if self.quota is not None:
+                if self.quota is not None and self.tokens > self.free_tokens:
                     self.quota.spend(1, self.last_s)
                 text = "" if event.token in stop_ids else stops.feed(detokenizer.feed(event.token))
                 if stops.stopped:
-                    self.ended, self.finish_reason = True, "stop"
+                    self.ended = self.state.over = True
+                    self.finish_reason = "stop"
                     yield Piece(text, (event,), "stop")
                     return
+                if self.source is not None:
+                    self.events += bool(text) or self.shows_each
                 yield Piece(text, (event,))
 
     def _timed(self, now_s: float) -> None:

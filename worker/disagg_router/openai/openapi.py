@@ -21,6 +21,8 @@ _ANSWERS = {
     "401": "The API key is missing or wrong.",
     "404": "The model does not exist.",
     "408": "The body did not come in time.",
+    "409": "The answer with this `x-request-id` is that of another request.",
+    "410": "The rest of the answer cannot be had any more; send the request again without `Last-Event-ID`.",
     "413": "The body is too large.",
     "429": "Too many requests are waiting, or the API key is over a limit; try again after the time in Retry-After.",
     "503": "No worker can take the request now; try again after the time in Retry-After.",
@@ -79,6 +81,23 @@ def _post(summary: str, kind: type[BaseModel]) -> Json:
         "post": {
             "summary": summary,
             "operationId": kind.__name__.removesuffix("Request").lower(),
+            "parameters": [
+                {
+                    "name": "x-request-id",
+                    "in": "header",
+                    "required": False,
+                    "schema": {"type": "string"},
+                    "description": "The name of the request. A stream with one can be resumed.",
+                },
+                {
+                    "name": "Last-Event-ID",
+                    "in": "header",
+                    "required": False,
+                    "schema": {"type": "string"},
+                    "description": "Asks for the rest of the stream with this `x-request-id`: the id of the last event"
+                    " that has come, or the number of events.",
+                },
+            ],
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {"schema": {"$ref": _REF.format(model=kind.__name__)}}},

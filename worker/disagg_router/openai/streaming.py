@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, TypeVar
 
+from disagg_router.errors import ApiError
+from disagg_router.openai.event_ids import Progress
 from disagg_router.openai.pumped_response import PumpedResponse
 
 T = TypeVar("T")
@@ -23,32 +26,63 @@ class SseResponse(PumpedResponse):
     """A response of `data: {json}` events, followed by `data: [DONE]` unless the last event is an
     error.
 
-    `first` is sent at once. However it ends, the events are closed and `close` is called once.
+    `first`, if there is one, is sent at once. With `progress`, which has counted the events, each
+    has its id. However it ends, the events are closed and `close` is called once.
     """
 
     def __init__(
-        self, first: dict[str, Any], events: AsyncGenerator[dict[str, Any]], close: Callable[[], None]
+        self,
+        first: dict[str, Any] | None,
+        events: AsyncGenerator[dict[str, Any]],
+        close: Callable[[], None],
+        progress: Progress | None = None,
     ) -> None:
         async def ended() -> None:
             # If nothing was sent, no piece was asked for, and the events have not been closed.
             await events.aclose()
             close()
 
-        super().__init__(200, _HEADERS, _pieces(first, events), ended)
+        super().__init__(200, _HEADERS, _pieces(first, events, progress), ended)
 
 
-async def _pieces(first: dict[str, Any], events: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[bytes]:
-    yield _event(first)
+async def _pieces(
+    first: dict[str, Any] | None, events: AsyncGenerator[dict[str, Any]], progress: Progress | None
+) -> AsyncGenerator[bytes]:
     failed = False
+    if first is not None:
+        failed = "error" in first
+        yield _event(first, progress)
     async for event in events:
         failed = "error" in event
-        yield _event(event)
+        yield _event(event, progress)
     if not failed:
         yield b"data: [DONE]\n\n"
 
 
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+async def news(events: AsyncGenerator[dict[str, Any]], progress: Progress) -> AsyncGenerator[dict[str, Any]]:
+    """Yield the events that the client has not got yet, and count all of them.
+
+    Raises ApiError if it says that it has more than there are, unless some were news.
+    """
+    failed = False
+    async with contextlib.aclosing(events):
+        async for event in events:
+            failed = "error" in event
+            if progress.take(event):
+                yield event
+    if not failed:
+        try:
+            progress.check_end()
+        except ApiError as error:
+            if not progress.any_new:
+                raise
+            yield error.body()
+
+
+def _event(content: dict[str, Any], progress: Progress | None) -> bytes:
+    # An error is no part of what the client has got.
+    counted = b"" if progress is None or "error" in content else b"id: %s\n" % progress.id().encode()
+    return counted + b"data: " + json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
 
 
 async def merge(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:

@@ -7,7 +7,7 @@ import errno
 import json
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import httpx
 from aiohttp.connector import AddrInfoType
 
 from disagg_router.errors import ROUTER_EXHAUSTED, AttemptFailed, NoRoom
+from disagg_router.workers.kept_streams import KeptStream, parse_streams
 from disagg_router.workers.worker_info import Worker
 from disagg_wire import codes
 from disagg_wire.protocol import (
@@ -26,6 +27,7 @@ from disagg_wire.protocol import (
     ROUTER_HEADER,
     ROUTER_NEEDS,
     ROUTER_WATCHES,
+    STREAMS_PATH,
     WORK_PATHS,
 )
 from disagg_wire.pulse import Beat
@@ -38,6 +40,11 @@ _MAX_LINE_BYTES = 1 << 20
 _MOST_ANSWER_BYTES = 1 << 20
 # What this process, and no worker, lacks when a connection cannot be opened for such a reason.
 _OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+# How long a worker may take to say what it keeps, or to hear that it may stop, and the most bytes
+# that it says.
+_FIND_S = 2.0
+_MOST_FOUND_BYTES = 4 << 20
+_MOST_TELLING = 1024
 _TICKET_FIELD = "ticket"
 Line = dict[str, Any]
 # How often the kernel asks again for a connection: it gives up after 2 to 3 s. A timer of this
@@ -73,6 +80,7 @@ class WorkerClient:
         self._headers = {"authorization": f"Bearer {bearer}", "accept-encoding": "identity"}
         self._http = httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, trust_env=False)
         self._streams: aiohttp.ClientSession | None = None  # created within a running loop
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def info(self, url: str, *, needs: bool) -> dict[str, Any]:
         """Return what a worker says of itself, and tell it whether it may have to take requests
@@ -156,6 +164,50 @@ class WorkerClient:
         except _BROKEN as error:
             raise _broken(worker, error) from None
 
+    async def find_streams(self, worker: Worker, names: Sequence[str]) -> list[KeptStream]:
+        """Return what a worker keeps under some names. Raises httpx.HTTPError or ValueError."""
+        sent = {"names": list(names)}
+        body = await self._answer("POST", worker.url + STREAMS_PATH, _FIND_S, _MOST_FOUND_BYTES, json=sent)
+        return parse_streams(worker, body)
+
+    @asynccontextmanager
+    async def kept(self, stream: KeptStream) -> AsyncIterator[AsyncGenerator[Line]]:
+        """Yield the events of a kept stream, and what is still being made of it.
+
+        Raises AttemptFailed, which blames nobody.
+        """
+        worker = stream.worker
+        asked = {"run": stream.run, "epoch": str(stream.epoch), "leg": stream.leg}
+        try:
+            async with self._session().get(
+                f"{worker.url}{STREAMS_PATH}/{stream.name}", params=asked, allow_redirects=False
+            ) as answer:
+                if answer.status != 200:
+                    raise AttemptFailed(f"{worker.pod}: HTTP {answer.status}", reason=codes.UNKNOWN_STREAM)
+                yield self._lines(worker, answer)
+        except _BROKEN as error:
+            raise _broken(worker, error) from None
+
+    def stop_soon(self, worker: Worker, name: str, run: str, epoch: int) -> None:
+        """Tell a worker that no more is needed of a stream that it would keep.
+
+        This is best effort: without it, the worker ends it a little later.
+        """
+        if len(self._telling) < _MOST_TELLING:
+            task = asyncio.create_task(self._stop(worker, name, {"run": run, "epoch": epoch}))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _stop(self, worker: Worker, name: str, asked: dict[str, Any]) -> None:
+        try:
+            async with (
+                asyncio.timeout(_FIND_S),
+                self._session().delete(f"{worker.url}{STREAMS_PATH}/{name}", params=asked, allow_redirects=False),
+            ):
+                pass
+        except (*_BROKEN, TimeoutError) as error:
+            log.debug("worker %s was not told to stop: %s", worker.pod, str(error) or type(error).__name__)
+
     async def beats(self, worker: Worker) -> AsyncGenerator[Beat]:
         """Yield the beats of a worker until its stream ends. Of those that have come at once, the
         last one counts.
@@ -200,6 +252,9 @@ class WorkerClient:
         raise AttemptFailed(f"{worker.pod}: the stream broke off", reason="worker_lost", blame=(worker.incarnation,))
 
     async def close(self) -> None:
+        for task in self._telling:
+            task.cancel()
+        await asyncio.gather(*self._telling, return_exceptions=True)
         if self._streams is not None:
             await self._streams.close()
         await self._http.aclose()

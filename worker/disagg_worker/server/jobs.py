@@ -205,6 +205,7 @@ class _RemoteDecode:
             "path": "remote",
             "kv_bytes": first.kv_bytes,
             "transfer_s": round(first.transfer_s, 6),
+            **({} if self._request.resume is None else {"first_token": first.first_token}),
             **self._node.usage.words(first.moved),
         }
         async for line in _relay(self.events, deadline_s):

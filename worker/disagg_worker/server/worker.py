@@ -39,7 +39,7 @@ class Worker(Endpoint):
     """The state of one worker, which serves as soon as a node is set."""
 
     def __init__(self, settings: Settings, key: bytes, incarnation: str) -> None:
-        super().__init__(key, settings.role, incarnation)
+        super().__init__(key, settings.role, incarnation, settings.keep_limits)
         self.settings = settings
         self.node: jobs.Node | None = None
         self.loading: LoadProgress | None = None
@@ -212,7 +212,11 @@ class Worker(Endpoint):
         s = self.settings
         answer: dict[str, Any] = {
             "protocol": PROTOCOL_VERSION,
-            "features": [*FEATURES, *((FEATURE_PREFILL_TRANSPORTS,) if self._nixl is not None else ())],
+            "features": [
+                *FEATURES,
+                *self.keeps_streams,
+                *((FEATURE_PREFILL_TRANSPORTS,) if self._nixl is not None else ()),
+            ],
             "incarnation": self.incarnation,
             "pod": s.pod_name,
             "role": self.role,
