@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.adapter.rig import EXPECTED, PROMPT, body, running, tokens_of, until
+from tests.adapter.rig import EXPECTED, PROMPT, running, until
+from tests.protocol.client import body, tokens_of
 
 from disagg_wire.protocol import STREAMS_PATH
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.server.rig import Line, Running, body, prompt, running, tokens_of
+from tests.protocol.client import Line, body, tokens_of
+from tests.worker.server.rig import Running, prompt, running
 
 from disagg_wire.protocol import STREAMS_PATH
 

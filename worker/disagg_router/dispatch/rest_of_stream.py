@@ -11,9 +11,10 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
 
-from disagg_router.dispatch.attempt import Finished, Trace
+from disagg_router.dispatch.attempt import Finished
 from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.request_state import ProtocolViolation, RequestState, Token
+from disagg_router.dispatch.trace import Trace
 from disagg_router.errors import ApiError, AttemptFailed
 from disagg_router.workers.client import Line, WorkerClient
 from disagg_router.workers.kept_streams import KeptChoice

@@ -57,6 +57,18 @@ class Account:
         """Whether something of the answer is on its way to the client that it did not have."""
         return self.progress is None or self.progress.any_new
 
+    def waited(self, arrived_s: float, queue_s: float, held_s: float) -> None:
+        """Note the arrival of the request, and for how long its choices have waited by now."""
+        for g in self.generations:
+            g.trace.queue_s, g.trace.held_s = queue_s, held_s
+            g.trace.clock.start(arrived_s, held_s)
+
+    def begins_stream(self) -> None:
+        """Note that the answer begins, and ends later."""
+        self.streams = True
+        if self.record is not None:
+            self.record.streams = True
+
     def answered(self, status: int) -> None:
         """Count the request by the status of its answer, unless that has only begun."""
         if not self.streams:

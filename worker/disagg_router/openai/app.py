@@ -182,9 +182,7 @@ class Api:
                 generations[:] = planned
                 if mark is not None:
                     account.progress = mark.begin(shown_id, time.time(), planned)
-                for g in planned:
-                    g.trace.queue_s, g.trace.held_s = queue_s + waited_s, held_s + waited_s
-                    g.trace.clock.start(arrived_s, g.trace.held_s)
+                account.waited(arrived_s, queue_s + waited_s, held_s + waited_s)
                 shape = AnswerFormat(
                     chat=chat,
                     identity=shown_id,
@@ -215,7 +213,7 @@ class Api:
     ) -> Response:
         """Return the rest of an answer that another router may have begun. Raises ApiError."""
         with self._router.work() as work:
-            account.resumes, account.shown_id = True, request.scope.get(SHOWN_ID, "-")
+            account.resumes = True
             work.callback(lambda: account.over(streamed=True))
             progress = account.progress = Progress(len(mark.names), mark.has or (0,))
             found = await while_connected(request.receive, self._resumes.find(mark, asked.model))
@@ -255,9 +253,7 @@ class Api:
         except BaseException:
             await events.aclose()
             raise
-        account.streams = True
-        if account.record is not None:
-            account.record.streams = True
+        account.begins_stream()
         return SseResponse(first, events, work.pop_all().close, account.progress)
 
     async def _whole(self, shape: AnswerFormat, account: Account) -> dict[str, Any]:
