@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-foresight bench-ablation bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-liveness test-tracing test-engines test-faults test-times test-rollouts test-fabric test-scaler
+.PHONY: bench-foresight bench-ablation bench-operator bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-router bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-fuzz test-liveness test-tracing test-engines test-faults test-times test-dashboards test-rollouts test-fabric test-scaler
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -70,6 +70,9 @@ test-times: setup programs ## how soon refusals and failures are told, what come
 	@status=0; $(PY) -m pytest -q --timeout 1800 -m apiserver tests/integration/test_promised_times.py -o junit_family=xunit1 --junitxml .cache/times.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/times.xml benchmarks/results/times.md "What the operator does in time" "make test-times"; \
 	  exit $$status
+
+test-dashboards: setup programs ## every query of every dashboard, asked of a real Prometheus that scrapes real processes under load (five minutes)
+	@$(PY) -m pytest -q --timeout 1800 -m apiserver tests/integration/test_dashboards.py
 
 test-rollouts: setup cluster ## rollouts, canaries, drains, zero, deletion and the upgrade of 0.1.0, on a real kubelet under load (half an hour)
 	@status=0; $(PY) -m pytest -q --timeout 1800 -m "e2e and long" tests/e2e/test_rollouts.py tests/e2e/test_lifecycle.py tests/e2e/test_upgrade_under_load.py --junitxml .cache/rollouts.xml || status=$$?; \

@@ -20,7 +20,7 @@ from tests.integration.operator_process import Cluster
 
 from disagg_operator.status.alerts import rule_file
 
-pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
+pytestmark = [pytest.mark.apiserver, pytest.mark.slow, pytest.mark.long]
 LOAD_S = 15.0
 # A busy machine misses scrapes.
 WAIT_S = 20.0
