@@ -89,7 +89,7 @@ test-scaler: setup cluster ## a DisaggScaler beside KEDA on real LeaderWorkerSet
 	  $(PY) scripts/long_form.py .cache/scaler.xml benchmarks/results/scaler.md "A DisaggScaler beside KEDA" "make test-scaler"; \
 	  exit $$status
 
-test-tracing: setup ## traces of real processes in a real Jaeger, which is built first (10 minutes of one core, 2 GB)
+test-tracing: setup ## traces of real processes in a real Jaeger, which is built first (2 GB)
 	@e2e/cluster build jaeger
 	@$(PY) -m pytest -q --timeout 600 -m long tests/serving/test_jaeger.py
 
