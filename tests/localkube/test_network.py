@@ -17,6 +17,8 @@ from pathlib import Path
 from localkube import network
 
 folder = Path(sys.argv[1])
+# What the machine has there stays, but for this process.
+subprocess.run(["umount", "--recursive", "--lazy", str(folder)], check=False, stderr=subprocess.DEVNULL)
 subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
 network.share_namespaces(folder)
 network.share_namespaces(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from disagg_wire.engine_metrics.readings import Readings
 from disagg_wire.engine_metrics.sample_table import Samples
 
-_GAPS = "lmdeploy:iter_token_latency"
+_TTFT, _GAPS = "lmdeploy:time_to_first_token_seconds", "lmdeploy:iter_token_latency"
 
 
 def readings_of(samples: Samples) -> Readings:
@@ -20,6 +20,8 @@ def readings_of(samples: Samples) -> Readings:
         generated_tokens_total=value("lmdeploy:generation_tokens_total"),
         cached_tokens_total=value("lmdeploy:cached_tokens_total"),
         steps_total=value("lmdeploy:iteration_tokens_total_count"),
+        ttft_s_sum=value(f"{_TTFT}_sum"),
+        ttft_count=value(f"{_TTFT}_count"),
         itl_s_sum=value(f"{_GAPS}_sum"),
         itl_count=value(f"{_GAPS}_count"),
     )

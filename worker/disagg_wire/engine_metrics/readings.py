@@ -37,6 +37,8 @@ class Readings:
     """Sequences that lost their blocks."""
     steps_total: float = NAN
     """Steps of the engine."""
+    ttft_s_sum: float = NAN
+    ttft_count: float = NAN
     itl_s_sum: float = NAN
     itl_count: float = NAN
     transfer_bytes_total: float = NAN

@@ -61,6 +61,8 @@ def readings_of(samples: Samples) -> Readings:
         generated_tokens_total=first(SERIES.generated_tokens),
         cached_tokens_total=first(SERIES.own_cached_tokens),
         preemptions_total=first(SERIES.preemptions),
+        ttft_s_sum=first(SERIES.ttft, "_sum"),
+        ttft_count=first(SERIES.ttft, "_count"),
         itl_s_sum=first(SERIES.gaps, "_sum"),
         itl_count=first(SERIES.gaps, "_count"),
         transfer_bytes_total=value("sglang:kv_transfer_total_mb_sum") * _MIB,

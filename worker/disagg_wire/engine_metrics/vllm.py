@@ -52,6 +52,8 @@ def readings_of(samples: Samples) -> Readings:
         cached_tokens_total=first(SERIES.own_cached_tokens),
         preemptions_total=first(SERIES.preemptions),
         steps_total=value("vllm:iteration_tokens_total_count"),
+        ttft_s_sum=first(SERIES.ttft, "_sum"),
+        ttft_count=first(SERIES.ttft, "_count"),
         itl_s_sum=first(SERIES.gaps, "_sum"),
         itl_count=first(SERIES.gaps, "_count"),
         transfer_bytes_total=value("vllm:nixl_bytes_transferred_sum"),

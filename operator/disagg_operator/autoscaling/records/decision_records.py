@@ -168,7 +168,8 @@ def _step(raw: dict[str, Any], queue: QueueStart | None) -> Step:
         pool: codec.parse(queue_depth.QueueSample, raw["samples"][pool])
         for pool in (queue.pools if queue is not None else ())
     }
-    return Step(o, codec.parse(Targets, raw["targets"]), decided, reasons, bool(raw.get("dryRun")), samples)
+    targets = codec.parse(Targets, former_releases.targets(raw["targets"]))
+    return Step(o, targets, decided, reasons, bool(raw.get("dryRun")), samples)
 
 
 def replay(runs: Sequence[Run], policy_of: Callable[[Run], Policy]) -> list[Targets]:

@@ -14,6 +14,7 @@ from disagg_wire.roles import ROLES
 
 _SLOW_MEMORY = "pressure"
 _GONE = ("cap", "cap_until_s", _SLOW_MEMORY)
+_NO_TARGETS = ("prefill_ahead", "decode_ahead")  # which nobody has read
 _WEIGHT = 400.0  # of an interval's row in a learned profile
 
 
@@ -56,6 +57,11 @@ def settings(raw: Any) -> Any:
     if isinstance(tuning.get("error_memory_s"), list):
         tuning = {name: value for name, value in tuning.items() if name != "error_memory_s"}
     return raw | {"tuning": tuning}
+
+
+def targets(raw: Any) -> Any:
+    """Return plain targets; those of this release stay as they are."""
+    return {name: value for name, value in raw.items() if name not in _NO_TARGETS} if isinstance(raw, dict) else raw
 
 
 def _errors(raw: Any) -> Any:
