@@ -10,6 +10,7 @@ from tests.operator.api.resources import good
 from disagg_operator.api import parse
 from disagg_operator.desired import pod_parts as parts
 from disagg_operator.desired import renderer
+from disagg_operator.vocabulary import Obj
 
 
 def test_variables_are_in_order() -> None:
@@ -115,3 +116,29 @@ def test_containers_of_the_operator_hear_the_signal_and_keep_their_own_hooks() -
 def test_the_end_of_the_log_is_kept() -> None:
     assert parts.last_words() == {"terminationMessagePolicy": "FallbackToLogsOnError"}
     assert parts.last_words(renderer.FIRST) == {}
+
+
+def test_containers_that_a_template_adds_get_no_rights_that_they_do_not_ask_for() -> None:
+    confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    kept: dict[str, Any] = {"runAsUser": 7, "capabilities": {"drop": ["KILL"]}}
+    asking: list[Obj] = [
+        {"name": "a", "securityContext": {"privileged": True}},
+        {"name": "b", "securityContext": {"capabilities": {"add": ["NET_ADMIN"]}}},
+        {"name": "c", "securityContext": "what the API server refuses"},
+    ]
+    ours: Obj = {"containers": [{"name": "main"}]}
+    spec: Obj = {
+        "containers": [{"name": "main"}, {"name": "logs"}, {"name": "own", "securityContext": kept}, *asking],
+        "initContainers": [{"name": "early"}],
+    }
+    parts.confine_further(spec, ours, renderer.CONFINED_SIDECARS)
+    assert spec["containers"] == [
+        {"name": "main"},
+        {"name": "logs", "securityContext": confined},
+        {"name": "own", "securityContext": {"allowPrivilegeEscalation": False, **kept}},
+        *asking,
+    ]
+    assert spec["initContainers"] == [{"name": "early", "securityContext": confined}]
+    before: Obj = {"containers": [{"name": "logs"}]}
+    parts.confine_further(before, ours, renderer.CONFINED_SIDECARS - 1)
+    assert before == {"containers": [{"name": "logs"}]}
