@@ -33,7 +33,7 @@ test: setup     ## everything: lint, types, import rules, unit, integration, end
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target cluster lint integration unit coverage
 	@$(MAKE) --no-print-directory e2e
 
-test-fast: setup ## the part that takes under three minutes
+test-fast: setup ## the quick part (six minutes of two cores)
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not apiserver and not e2e and not long and not engines"
 
