@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from disagg_protocol.keep_limits import KeepLimits
+from disagg_protocol.keep_limits import KEEP_BYTES, KEEP_S, UNREAD_S, UNREAD_STREAMS, KeepLimits
 from disagg_wire.cluster_key import ClusterKeyError, read_key
 from disagg_wire.environment import SettingsError, WorkerVariable, fields_in, refused
 from disagg_wire.eviction import Eviction
@@ -206,32 +206,10 @@ class Settings(BaseModel):
         description="The longest time, in seconds, until all processes of a split worker are ready, once the first "
         "one has loaded its weights.",
     )
-    resume_keep_s: float = Field(
-        60.0,
-        ge=0,
-        le=3600,
-        description="The time in seconds for which a stream that its client may resume is kept once it has ended or "
-        "lost its reader. 0: no stream can be resumed.",
-    )
-    resume_keep_bytes: int = Field(
-        16 << 20,
-        ge=0,
-        le=1 << 34,
-        description="The most bytes that are kept of such streams. The oldest ones go first.",
-    )
-    resume_unread_s: float = Field(
-        5.0,
-        ge=0,
-        le=3600,
-        description="The time in seconds for which such a stream is made further when nobody reads it any more. After "
-        "that it is continued only if somebody asks for it.",
-    )
-    resume_unread_streams: int = Field(
-        4,
-        ge=0,
-        le=4096,
-        description="The most streams that are made further without a reader. The oldest one ends for a new one.",
-    )
+    resume_keep_s: float = KEEP_S
+    resume_keep_bytes: int = KEEP_BYTES
+    resume_unread_s: float = UNREAD_S
+    resume_unread_streams: int = UNREAD_STREAMS
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The least severity of the messages that are logged."
     )
